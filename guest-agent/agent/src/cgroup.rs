@@ -104,6 +104,24 @@ const MOST_OF_EXEC: usize = 64;
 /// first limit that needs them.
 const USUAL: [&str; 3] = ["cpu", "memory", "pids"];
 
+/// The directory of this process's own cgroup; `None` where there is no version 2.
+#[must_use]
+pub fn own() -> Option<PathBuf> {
+    let read = |file| fs::read_to_string(file).unwrap_or_default();
+    of_process(&read("/proc/self/cgroup"), &read("/proc/self/mounts"))
+}
+
+/// The same, of what `/proc` says: cgroups(7) and fstab(5).
+fn of_process(cgroup: &str, mounts: &str) -> Option<PathBuf> {
+    let path = cgroup.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let mount = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let place = words.next()?;
+        (words.next()? == "cgroup2").then_some(place)
+    })?;
+    Some(Path::new(mount).join(path))
+}
+
 /// Enables the usual controllers, as far as the cgroup has them, for its children.
 ///
 /// # Errors
@@ -364,6 +382,16 @@ mod tests {
         assert_eq!(field(text, "oom"), 3);
         assert_eq!(field(text, "kill"), 0);
         assert_eq!(field("", "oom"), 0);
+    }
+
+    #[test]
+    fn the_own_cgroup_is_that_of_version_2() {
+        let mounts =
+            "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let found = of_process("1:cpu:/a\n0::/system.slice/agent.service\n", mounts);
+        assert_eq!(found, Some("/sys/fs/cgroup/unified/system.slice/agent.service".into()));
+        assert_eq!(of_process("1:cpu:/a\n", mounts), None);
+        assert_eq!(of_process("0::/\n", "cgroup /sys/fs/cgroup cgroup rw 0 0\n"), None);
     }
 
     #[test]

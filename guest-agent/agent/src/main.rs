@@ -1,7 +1,7 @@
-//! PID 1 of the guest.
+//! PID 1 of the guest; with `--service`, a service of a guest that has an init of its own.
 
 use std::fs::{self, Permissions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, OnceLock};
@@ -14,6 +14,9 @@ use nelly_agent::stdio::{Patience, Promises, Stream, connected};
 use nelly_agent::sys::{self, VsockAddress};
 use nelly_agent::timeline::Marks;
 use nelly_agent::{arch, mounts, spawn};
+
+mod system_service;
+
 use nelly_protocol::ports::{
     AGENT_PORT, HOST_CID, POWER_OFF, POWER_PANIC, POWER_PORT, POWER_REBOOT, READY_BYTE, READY_PORT,
     STREAM_PORT,
@@ -37,11 +40,18 @@ fn main() {
     if let Some(code) = spawn::init::asked() {
         std::process::exit(code);
     }
+    let marks = Arc::new(Marks::new(began));
+    if std::env::args_os().nth(1).is_some_and(|word| word == system_service::WORD) {
+        let Err(error) = system_service::run(marks);
+        log(&format!("nelly-agent: {error:#}"));
+        std::process::exit(1);
+    }
     if std::process::id() != 1 {
-        eprintln!("nelly-agent must run as PID 1 of a Nelly guest; it does nothing elsewhere");
+        eprintln!(
+            "nelly-agent must run as PID 1 of a Nelly guest, or with --service under systemd in one; it does nothing elsewhere"
+        );
         std::process::exit(2);
     }
-    let marks = Arc::new(Marks::new(began));
     let boot_ns = sys::boot_time_ns();
     std::panic::set_hook(Box::new(|panic| {
         log(&format!("nelly-agent: bug: {panic}"));
@@ -61,7 +71,10 @@ fn main() {
 fn log(text: &str) {
     // If the console cannot be written, there is no place to report it.
     let _ = writeln!(std::io::stderr(), "{text}");
-    if let Ok(mut log) = std::fs::OpenOptions::new().write(true).open("/dev/kmsg") {
+    // A service's standard error is kept by its guest's own init.
+    if std::process::id() == 1
+        && let Ok(mut log) = std::fs::OpenOptions::new().write(true).open("/dev/kmsg")
+    {
         let _ = writeln!(log, "<2>{text}");
     }
 }
@@ -89,16 +102,6 @@ fn end_machine(word: u8) -> ! {
 fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<ShutdownRequest> {
     // The fast path: the host can connect before anything else is done, and its calls wait in the
     // accept queue.
-    let listen = |port| {
-        sys::listen_vsock(port).with_context(|| {
-            format!("cannot listen on vsock port {port} (does the machine have a vsock device?)")
-        })
-    };
-    let dial = |port| {
-        sys::connect_vsock(VsockAddress { cid: HOST_CID, port }, true).with_context(|| {
-            format!("cannot connect to the host's vsock port {port} (does the machine have a vsock device?)")
-        })
-    };
     let (calls, streams) = (listen(AGENT_PORT)?, listen(STREAM_PORT)?);
     marks.listening();
     let ready_ns = sys::boot_time_ns();
@@ -126,13 +129,7 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<ShutdownRequest> {
         let config = Config { launcher, cgroup_root, boot_ns, ready_ns, marks: marks.clone() };
         let promises = Promises::new(Patience::default());
         let (guest, mut ends) = GuestState::new(config, promises.clone());
-        let signals = sys::watch(signals, Interest::READABLE)?;
-        tokio::spawn(reap(guest.clone(), signals));
-        let (calls, streams) =
-            (sys::watch(calls, Interest::READABLE)?, sys::watch(streams, Interest::READABLE)?);
-        let served = guest.clone();
-        tokio::spawn(accept(calls, move |connection| serve_connection(served.clone(), connection)));
-        tokio::spawn(accept(streams, move |connection| promises.admit(connection)));
+        attend(&guest, signals, calls, (streams, promises))?;
         // A monitor without a power port refuses the connection; the machine then ends by a reset.
         let _ = connected(begun).await;
         tell_ready(ready, &marks).await.context("cannot report to the host that the agent is ready")?;
@@ -151,6 +148,18 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<ShutdownRequest> {
     end
 }
 
+fn listen(port: u32) -> anyhow::Result<OwnedFd> {
+    sys::listen_vsock(port).with_context(|| {
+        format!("cannot listen on vsock port {port} (does the machine have a vsock device?)")
+    })
+}
+
+fn dial(port: u32) -> anyhow::Result<OwnedFd> {
+    sys::connect_vsock(VsockAddress { cid: HOST_CID, port }, true).with_context(|| {
+        format!("cannot connect to the host's vsock port {port} (does the machine have a vsock device?)")
+    })
+}
+
 async fn tell_ready(socket: OwnedFd, marks: &Marks) -> anyhow::Result<()> {
     let socket = connected(socket).await?;
     marks.ready();
@@ -158,7 +167,22 @@ async fn tell_ready(socket: OwnedFd, marks: &Marks) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The only reaper: reaps all children of PID 1, including orphans.
+/// Reaps children, and serves calls and streams, for as long as the runtime lives.
+fn attend(
+    guest: &Arc<GuestState>,
+    signals: OwnedFd,
+    calls: OwnedFd,
+    (streams, promises): (OwnedFd, Arc<Promises>),
+) -> io::Result<()> {
+    tokio::spawn(reap(guest.clone(), sys::watch(signals, Interest::READABLE)?));
+    let (calls, streams) = (sys::watch(calls, Interest::READABLE)?, sys::watch(streams, Interest::READABLE)?);
+    let served = guest.clone();
+    tokio::spawn(accept(calls, move |connection| serve_connection(served.clone(), connection)));
+    tokio::spawn(accept(streams, move |connection| promises.admit(connection)));
+    Ok(())
+}
+
+/// The only reaper: reaps all children, of PID 1 orphans as well.
 async fn reap(guest: Arc<GuestState>, signals: AsyncFd<OwnedFd>) {
     let mut info = [0; 128];
     loop {

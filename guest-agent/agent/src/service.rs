@@ -38,6 +38,9 @@ pub use lifecycle::{Config, GuestState, ServiceError, ShutdownRequest};
 /// Paths of one call of Touch.
 const TOUCHES_MAX: usize = 256;
 
+/// Ends the sentence on a machine's own devices.
+const OWN_DEVICES: &str = "leaves devices to the machine";
+
 /// One connection: the calls of the one service, open after Hello.
 struct Connection {
     guest: Arc<GuestState>,
@@ -156,6 +159,7 @@ impl From<ServiceError> for ttrpc::Error {
             | ServiceError::Ended
             | ServiceError::NoTerminal
             | ServiceError::Busy
+            | ServiceError::Machine(_)
             | ServiceError::InUse { .. } => status(Code::FAILED_PRECONDITION, chain(&error)),
             _ => status(Code::INTERNAL, chain(&error)),
         }
@@ -248,6 +252,9 @@ impl Agent for Connection {
         }
         if let Some(unknown) = request.features.iter().find(|one| !features::ALL.contains(&one.as_str())) {
             return Err(status(Code::UNIMPLEMENTED, format!("this agent has no feature {unknown:?}")));
+        }
+        if request.network.is_some() {
+            self.guest.only_of_containers("leaves the network to the machine")?;
         }
         match guest::apply(&request) {
             Ok(None) => {}
@@ -453,7 +460,7 @@ impl Agent for Connection {
         _: &TtrpcContext,
         _: m::ProbeDevicesRequest,
     ) -> ttrpc::Result<m::ProbeDevicesResponse> {
-        self.guest_after_hello()?;
+        self.guest_after_hello()?.only_of_containers(OWN_DEVICES)?;
         let disks = DeviceSlots::default().probe().map_err(|error| slot_status(&error))?;
         let disks = disks.into_iter().map(|GuestDisk { id, device, bytes }| m::Disk {
             id,
@@ -469,13 +476,14 @@ impl Agent for Connection {
         _: &TtrpcContext,
         request: m::ReleaseDeviceRequest,
     ) -> ttrpc::Result<m::Empty> {
-        self.guest_after_hello()?;
+        self.guest_after_hello()?.only_of_containers(OWN_DEVICES)?;
         DeviceSlots::default().release(&request.disk).map_err(|error| slot_status(&error))?;
         Ok(m::Empty::new())
     }
 
     async fn touch(&self, _: &TtrpcContext, request: m::TouchRequest) -> ttrpc::Result<m::Empty> {
         let guest = self.guest_after_hello()?;
+        guest.only_of_containers("tells nobody of changes in shared directories")?;
         if request.paths.len() > TOUCHES_MAX {
             return Err(status(Code::INVALID_ARGUMENT, format!("more than {TOUCHES_MAX} paths")));
         }
@@ -485,8 +493,10 @@ impl Agent for Connection {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: m::ShutdownRequest) -> ttrpc::Result<m::Empty> {
-        self.guest_after_hello()?
-            .request_end(ShutdownRequest { reboot: request.reboot, grace_ms: request.grace_ms });
+        let guest = self.guest_after_hello()?;
+        if !guest.ask_init(request.reboot)? {
+            guest.request_end(ShutdownRequest { reboot: request.reboot, grace_ms: request.grace_ms });
+        }
         Ok(m::Empty::new())
     }
 }

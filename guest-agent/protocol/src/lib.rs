@@ -9,6 +9,10 @@
 /// Major version of the protocol, said by both sides in `Hello`. Another major is refused.
 pub const PROTOCOL_MAJOR: u32 = 1;
 
+/// The id under which an agent that is a service of a guest serves that guest as a whole, as it
+/// would serve a container: its processes, its files, its network.
+pub const MACHINE: &str = "machine";
+
 pub mod archive;
 pub mod features;
 pub mod inspect;

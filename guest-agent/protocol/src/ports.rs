@@ -6,6 +6,10 @@
 //! port of the host is believed; and the agent believes no connection but the host's
 //! ([`HOST_CID`]).
 //!
+//! An agent that is a service of a guest with an init of its own listens at privileged ports instead
+//! ([`SERVICE_PORT`], [`SERVICE_STREAM_PORT`]), and dials [`READY_PORT`] alone, which is then no more
+//! than a hint that it is worth to call it.
+//!
 //! Order at boot: the agent listens, dials [`POWER_PORT`] and [`READY_PORT`], and says that it is
 //! ready once both connections stand. Order at the end: it says its word on the connection to
 //! [`POWER_PORT`] and waits for the machine to end.
@@ -29,6 +33,13 @@ pub const POWER_PORT: u32 = 500_002;
 /// The agent listens here in the guest for the streams of processes; a connection begins with the
 /// token of its stream, see `Stdio`.
 pub const STREAM_PORT: u32 = 500_003;
+
+/// In the place of [`AGENT_PORT`] where the agent is a service of a guest with an init of its own,
+/// whose processes could listen at any port that is not privileged, before the agent does.
+pub const SERVICE_PORT: u32 = 1000;
+
+/// In the place of [`STREAM_PORT`], likewise.
+pub const SERVICE_STREAM_PORT: u32 = 1001;
 
 /// Bytes of a stream's token.
 pub const TOKEN_BYTES: usize = 16;

@@ -95,7 +95,8 @@ impl Launcher {
         cgroup: BorrowedFd<'_>,
         streams: &[OwnedFd; 3],
     ) -> Result<Stage, LaunchError> {
-        Self::launch(plan, 0, cgroup, Some(first), Some(first), streams)
+        let first = Some(first).filter(|_| !plan.stays);
+        Self::launch(plan, 0, cgroup, first, first, streams)
     }
 
     fn launch(

@@ -58,6 +58,8 @@ pub enum PlanError {
 pub struct StagePlan {
     /// The container to set up; `None` if the process joins an existing one.
     pub container: Option<ContainerPlan>,
+    /// Whether it joins none either: it runs where the agent does.
+    pub stays: bool,
     /// The process itself.
     pub process: ProcessPlan,
 }

@@ -117,6 +117,7 @@ fn run(plan: &StagePlan, channel: &OwnedFd) -> Result<std::convert::Infallible, 
     nix::unistd::setsid().step(|| "start a session".into())?;
     match &plan.container {
         Some(container) => container::prepare(container, &plan.process.cwd)?,
+        None if plan.stays => {}
         None => join()?,
     }
     if let Some((rows, columns)) = plan.process.terminal {

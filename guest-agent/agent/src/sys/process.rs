@@ -215,6 +215,16 @@ struct CapData {
 pub mod capabilities {
     use super::{CapData, CapHeader, check, check_long, io};
 
+    /// Those of this process that are permitted.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read, or tells nothing of them.
+    pub fn own() -> io::Result<u64> {
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+        line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).ok_or(io::ErrorKind::InvalidData.into())
+    }
+
     /// Drops everything outside of the bounding set. Needs CAP_SETPCAP, so it comes before the
     /// change of user.
     ///

@@ -163,7 +163,7 @@ impl Bench {
 }
 
 /// Removes cgroups that are empty of processes.
-fn remove_below(cgroup: &Path) {
+pub(crate) fn remove_below(cgroup: &Path) {
     for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
         if entry.path().is_dir() {
             remove_below(&entry.path());

@@ -35,6 +35,11 @@ fn result_of(frames: &ArchiveReader<&[u8]>) -> m::InspectResult {
 async fn out(world: &World, path: &str, follow: bool) -> (Vec<u8>, m::InspectResult) {
     let request =
         m::CopyOutRequest { container_id: "a".into(), path: path.into(), follow, ..Default::default() };
+    answer_of(world, request).await
+}
+
+/// What is copied out at a request.
+pub(crate) async fn answer_of(world: &World, request: m::CopyOutRequest) -> (Vec<u8>, m::InspectResult) {
     let token = world.client.copy_out(context(), &request).await.unwrap().token;
     let mut stream = dial(&world.promises, &token);
     stream.set_nonblocking(true).unwrap();
@@ -45,12 +50,12 @@ async fn out(world: &World, path: &str, follow: bool) -> (Vec<u8>, m::InspectRes
     (archive, result)
 }
 
-fn request(path: &str, name: &str) -> m::CopyInRequest {
+pub(crate) fn request(path: &str, name: &str) -> m::CopyInRequest {
     m::CopyInRequest { container_id: "a".into(), path: path.into(), name: name.into(), ..Default::default() }
 }
 
-/// Copies an archive into container `a`.
-async fn into(world: &World, request: &m::CopyInRequest, archive: &[u8]) -> m::InspectResult {
+/// Copies an archive into a container.
+pub(crate) async fn into(world: &World, request: &m::CopyInRequest, archive: &[u8]) -> m::InspectResult {
     let token = world.client.copy_in(context(), request).await.unwrap().token;
     let mut stream = dial(&world.promises, &token);
     let mut frames = ArchiveWriter::new(&stream);
@@ -63,7 +68,7 @@ async fn into(world: &World, request: &m::CopyInRequest, archive: &[u8]) -> m::I
     result_of(&frames)
 }
 
-fn file(name: &str, mode: u32, text: &[u8]) -> Vec<u8> {
+pub(crate) fn file(name: &str, mode: u32, text: &[u8]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new());
     let entry = Entry {
         path: name.into(),

@@ -19,7 +19,7 @@ crate::scenarios!(
 );
 
 /// Everything on a stream: records, sentences, the result.
-async fn told<M: Message>(
+pub(crate) async fn told<M: Message>(
     world: &World,
     answer: ttrpc::Result<m::InspectResponse>,
 ) -> (Vec<M>, Vec<String>, m::InspectResult) {

@@ -11,6 +11,7 @@ mod escapes;
 mod execs;
 mod lives;
 mod looks;
+mod machine;
 mod network;
 mod relays;
 mod rules;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         volumes::ALL,
         network::ALL,
         relays::ALL,
+        machine::ALL,
     ]
     .concat()
     .into_iter()

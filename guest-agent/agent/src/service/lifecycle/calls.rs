@@ -12,6 +12,7 @@ use crate::sys;
 impl GuestState {
     /// Waits for a process and its output, however often it is asked.
     pub(in crate::service) async fn wait(&self, key: &ProcessKey) -> Result<ProcessExit, ServiceError> {
+        self.no_init(key)?;
         let process = {
             let mut registry = self.registry();
             if let Some(exit) = registry.exec_exit(key) {
@@ -40,6 +41,7 @@ impl GuestState {
     ) -> Result<(), ServiceError> {
         let number = i32::try_from(signal).ok().filter(|number| (1..=64).contains(number));
         let number = number.ok_or(ServiceError::Signal(signal))?;
+        self.no_init(key)?;
         let mut registry = self.registry();
         let process = registry.process(key)?.clone();
         if !all {
@@ -70,6 +72,7 @@ impl GuestState {
         rows: u16,
         columns: u16,
     ) -> Result<(), ServiceError> {
+        self.no_init(key)?;
         let process = self.registry().process(key)?.clone();
         match lock(&process.pumps).as_ref().map(|pumps| pumps.resize(rows, columns)) {
             Some(Ok(true)) => Ok(()),
@@ -81,6 +84,7 @@ impl GuestState {
 
     /// Ends a process's input.
     pub(in crate::service) fn close_stdin(&self, key: &ProcessKey) -> Result<(), ServiceError> {
+        self.no_init(key)?;
         let process = self.registry().process(key)?.clone();
         if let Some(pumps) = lock(&process.pumps).as_ref() {
             pumps.close_input();
@@ -100,6 +104,9 @@ impl GuestState {
     pub(in crate::service) fn figures(&self, id: &str) -> Result<CgroupStats, ServiceError> {
         if id.is_empty() {
             return Ok(guest::figures(&self.config.cgroup_root));
+        }
+        if let Some(figures) = self.machine_figures(id) {
+            return Ok(figures);
         }
         let mut registry = self.registry();
         let data = registry.data(id)?;

@@ -34,6 +34,7 @@ impl GuestState {
         id: &str,
         limit: Option<u64>,
     ) -> Result<(), ServiceError> {
+        self.only_of_containers("leaves its limits to the machine")?;
         // One at a time, so that the last limit holds.
         let _one = self.limiting.lock().await;
         let cgroup = {

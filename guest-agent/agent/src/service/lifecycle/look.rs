@@ -23,7 +23,8 @@ impl GuestState {
             running(&registry.summary(id)?.status, id)?;
             registry.data(id)?.cgroup.clone()
         };
-        let mut pids = cgroup.ok_or(ServiceError::Ended)?.processes();
+        let pids = self.machine_processes(id).map_or_else(|| cgroup.map(|cgroup| cgroup.processes()), Some);
+        let mut pids = pids.ok_or(ServiceError::Ended)?;
         pids.sort_unstable();
         // One more says that there are more.
         pids.truncate(processes::MOST + 1);
@@ -32,6 +33,7 @@ impl GuestState {
 
     /// Tells the host how the files of a container differ from its image, likewise.
     pub(in crate::service) fn tell_changes(self: &Arc<Self>, id: &str) -> Result<Vec<u8>, ServiceError> {
+        self.only_of_containers("knows no image that its files differ from")?;
         let image = {
             let mut registry = self.registry();
             running(&registry.summary(id)?.status, id)?;

@@ -3,6 +3,7 @@
 mod calls;
 mod limit;
 mod look;
+mod machine;
 mod process;
 mod reap;
 mod relay;
@@ -11,10 +12,10 @@ mod stop;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use process::ManagedProcess;
 use relay::Relays;
@@ -85,6 +86,9 @@ pub enum ServiceError {
     /// A shutdown is in progress.
     #[error("the guest is shutting down")]
     Ending,
+    /// The agent is a service of a guest with an init of its own.
+    #[error("the agent of this machine is one of its services, and {0}")]
+    Machine(&'static str),
 }
 
 /// A request to end the machine.
@@ -153,6 +157,8 @@ pub struct GuestState {
     relays: Relays,
     /// Shared directories are touched one after the other.
     touching: tokio::sync::Mutex<()>,
+    /// The guest's own init, if it has one: it is then served as a whole, and has no containers.
+    init: OnceLock<OwnedFd>,
 }
 
 impl GuestState {
@@ -177,6 +183,7 @@ impl GuestState {
                 names: Mutex::default(),
                 relays: Relays::default(),
                 touching: tokio::sync::Mutex::default(),
+                init: OnceLock::new(),
             }),
             ends,
         )

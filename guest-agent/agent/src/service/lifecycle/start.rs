@@ -22,6 +22,7 @@ impl GuestState {
         request: CreateContainerRequest,
     ) -> Result<StreamTokens, ServiceError> {
         self.not_ending()?;
+        self.only_of_containers("makes no containers")?;
         let mut checked = plan::container(&request)?;
         if let Some(container) = &mut checked.stage.container
             && container.namespaces & libc::CLONE_NEWNET == 0
@@ -110,8 +111,9 @@ impl GuestState {
         self.not_ending()?;
         plan::check_id("exec_id", &request.exec_id)?;
         let filter = self.registry().data(&request.container_id)?.filter.clone();
-        let (checked, oom_score) =
+        let (mut checked, oom_score) =
             plan::exec(&request.process, &request.user, &request.additional_groups, &request.stdio, filter)?;
+        self.plan_for_machine(&mut checked)?;
         let reservation = self.registry().reserve_exec(&request.container_id, &request.exec_id)?;
         let result = self.exec_reserved(&reservation, &request, &checked, oom_score).await;
         if !matches!(result, Ok(Ok(_))) {

@@ -23,6 +23,9 @@ impl GuestState {
             let mut registry = self.registry();
             let mut alive = Vec::new();
             for id in registry.ids() {
+                if self.no_init(&ProcessKey::new(&id, "")).is_err() {
+                    continue;
+                }
                 let Ok(process) = registry.process(&ProcessKey::new(&id, "")).cloned() else { continue };
                 if *process.phase.borrow() != ProcessPhase::Alive {
                     continue;

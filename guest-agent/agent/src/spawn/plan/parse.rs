@@ -116,7 +116,7 @@ pub fn container(request: &CreateContainerRequest) -> Result<ContainerRequest, P
         pid_namespace,
     };
     Ok(ContainerRequest {
-        stage: StagePlan { container: Some(container), process },
+        stage: StagePlan { container: Some(container), stays: false, process },
         surroundings,
         oom_score_adj,
         seccomp: filter,
@@ -140,7 +140,7 @@ pub fn exec(
     let oom_score_adj = oom_score(&oci)?;
     let mut process = process(oci, user, more_groups, stdio)?;
     process.seccomp = filter;
-    Ok((StagePlan { container: None, process }, oom_score_adj))
+    Ok((StagePlan { container: None, stays: false, process }, oom_score_adj))
 }
 
 fn oom_score(process: &OciProcess) -> Result<Option<i32>, PlanError> {

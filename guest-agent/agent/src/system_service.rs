@@ -1,0 +1,65 @@
+//! The agent as a service of a guest that has an init of its own, as a cloud image does: systemd
+//! starts it, again if it ends, and ends it. It sets nothing of the guest up and has no say over the
+//! machine's end; what it starts is in the guest's own namespaces, in cgroups below its service's.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use nelly_agent::cgroup::{self, Cgroup};
+use nelly_agent::service::{Config, GuestState};
+use nelly_agent::spawn::launch::Launcher;
+use nelly_agent::stdio::{Patience, Promises};
+use nelly_agent::timeline::Marks;
+use nelly_agent::{mounts, sys};
+use nelly_protocol::ports::{READY_PORT, SERVICE_PORT, SERVICE_STREAM_PORT};
+
+use super::{OPEN_FILES, attend, dial, listen, log, tell_ready};
+
+/// The word that asks for this.
+pub(super) const WORD: &str = "--service";
+
+/// Where systemd says that it is the init (sd_booted(3)).
+const BOOTED: &str = "/run/systemd/system";
+
+/// The guest's own init.
+const INIT: i32 = 1;
+
+/// Serves until the process is ended.
+pub(super) fn run(marks: Arc<Marks>) -> anyhow::Result<Infallible> {
+    let boot_ns = sys::boot_time_ns();
+    if !Path::new(BOOTED).is_dir() {
+        bail!("systemd is not the init of this guest: there is no {BOOTED}");
+    }
+    let own = cgroup::own().context("the guest has no cgroups of version 2, which the agent needs")?;
+    // Whoever is there when the service is started again is not in the way.
+    let name = format!("execs-{}", std::process::id());
+    let cgroup = Cgroup::create(&own, &name).context("cannot make cgroups below the service's own")?;
+    sys::set_not_dumpable().context("cannot make the agent undumpable")?;
+    sys::set_resource_limit(libc::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
+        .context("cannot raise the limit of open files")?;
+    let (calls, streams) = (listen(SERVICE_PORT)?, listen(SERVICE_STREAM_PORT)?);
+    marks.listening();
+    let ready_ns = sys::boot_time_ns();
+    let signals = sys::signal_fd().context("cannot open a signalfd for SIGCHLD")?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let launcher = Launcher { workdir: mounts::WORKDIR.to_owned() };
+        let cgroup_root = mounts::CGROUP_ROOT.into();
+        let config = Config { launcher, cgroup_root, boot_ns, ready_ns, marks: marks.clone() };
+        let promises = Promises::new(Patience::default());
+        let (guest, mut ends) = GuestState::new(config, promises.clone());
+        guest.serve_machine(INIT, cgroup)?;
+        attend(&guest, signals, calls, (streams, promises))?;
+        // A host that does not listen there has no use for the agent, and may have later.
+        let told = async { tell_ready(dial(READY_PORT)?, &marks).await }.await;
+        if let Err(error) = told {
+            log(&format!("nelly-agent: the host is not told that the agent is here: {error:#}"));
+        }
+        // The end of the guest is its init's, which is asked for it.
+        let end = ends.recv().await;
+        bail!("the service has ended: {end:?}")
+    })
+}
