@@ -8,8 +8,8 @@ mod network;
 mod relay;
 
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use containers::{ProcessId, StartFailure, Tokens};
 use nelly_protocol::messages as wire;
@@ -86,9 +86,15 @@ pub enum AgentError {
     },
     /// The guest was booted from a kernel or a disk image of its own.
     #[error(
-        "a machine of nelly boot has no agent of Nelly, which this needs; `nelly attach` shows its console, and ssh may lead into it"
+        "the machine has no agent of Nelly, which this needs: `nelly boot -d --agent` brings one to an image with cloud-init and systemd; `nelly attach` shows its console, and ssh may lead into it"
     )]
     Absent,
+    /// It is a service of a guest with an init of its own, which has not started it yet, or not
+    /// again.
+    #[error(
+        "the machine's agent is not there yet, or not any more: cloud-init starts it late in the guest's boot, and `nelly attach` and `nelly logs` show how far that is"
+    )]
+    Awaited,
 }
 
 /// Why a call failed.
@@ -192,10 +198,28 @@ pub struct Greeting {
 /// A connection to the agent, cheap to clone.
 #[derive(Clone)]
 pub struct Agent {
-    /// None where no agent runs.
-    client: Option<AgentClient>,
+    peer: Arc<Mutex<Peer>>,
     /// It sent what no agent sends.
     lied: Arc<AtomicBool>,
+}
+
+/// Whom the calls go to.
+enum Peer {
+    /// No agent runs.
+    Absent,
+    /// One that comes and goes, and is not there.
+    Awaited,
+    /// One that is there for as long as its machine.
+    There(Link),
+    /// One that comes and goes, and has come.
+    Came(Link),
+}
+
+/// A connection.
+struct Link {
+    client: AgentClient,
+    /// It has ended.
+    gone: Arc<AtomicBool>,
 }
 
 fn context() -> Context {
@@ -219,15 +243,50 @@ impl Agent {
 
     /// The same over any stream.
     fn over(stream: impl AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static) -> Self {
-        let lied = Arc::default();
-        let socket = Socket::new(Guard::new(stream, Arc::clone(&lied)));
-        Self { client: Some(AgentClient::new(Client::new(socket))), lied }
+        let (lied, gone) = (Arc::default(), Arc::default());
+        let socket = Socket::new(Guard::new(stream, Arc::clone(&lied), Arc::clone(&gone)));
+        Self::of(Peer::There(Link { client: AgentClient::new(Client::new(socket)), gone }), lied)
+    }
+
+    fn of(peer: Peer, lied: Arc<AtomicBool>) -> Self {
+        Self { peer: Arc::new(Mutex::new(peer)), lied }
     }
 
     /// The agent of a guest that has none: every call is refused.
     #[must_use]
     pub fn absent() -> Self {
-        Self { client: None, lied: Arc::default() }
+        Self::of(Peer::Absent, Arc::default())
+    }
+
+    /// An agent that comes and goes with the boots of its guest. Calls are refused while it is not
+    /// there; see [`Agent::come`].
+    #[must_use]
+    pub fn awaited() -> Self {
+        Self::of(Peer::Awaited, Arc::default())
+    }
+
+    /// One that comes and goes has come, by the connection of `other`, which was greeted.
+    pub(crate) fn come(&self, other: &Self) {
+        let came = std::mem::replace(&mut *other.peer(), Peer::Awaited);
+        if let Peer::There(link) | Peer::Came(link) = came {
+            *self.peer() = Peer::Came(link);
+        }
+    }
+
+    /// Whether it could be called now, as far as is known.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.client().is_ok()
+    }
+
+    /// Whether its guest is one in which it comes and goes.
+    #[must_use]
+    pub fn comes_and_goes(&self) -> bool {
+        matches!(*self.peer(), Peer::Awaited | Peer::Came(_))
+    }
+
+    fn peer(&self) -> MutexGuard<'_, Peer> {
+        self.peer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it has sent what no agent sends. Its connection is closed then.
@@ -236,8 +295,13 @@ impl Agent {
         self.lied.load(Ordering::Relaxed)
     }
 
-    fn client(&self) -> Result<&AgentClient, AgentError> {
-        self.client.as_ref().ok_or(AgentError::Absent)
+    fn client(&self) -> Result<AgentClient, AgentError> {
+        match &*self.peer() {
+            Peer::Absent => Err(AgentError::Absent),
+            Peer::There(link) => Ok(link.client.clone()),
+            Peer::Came(link) if !link.gone.load(Ordering::Relaxed) => Ok(link.client.clone()),
+            Peer::Awaited | Peer::Came(_) => Err(AgentError::Awaited),
+        }
     }
 
     /// The first call. `now_unix_ns` sets the guest's clock; `entropy` (at most 64 bytes) is added
@@ -279,16 +343,42 @@ impl Agent {
             entropy,
             ..Default::default()
         };
-        let response = self.client()?.hello(context(), &request).await.map_err(failed("Hello"))?;
+        let response = self.greet(&request).await?;
         // A program without a build id (plain `cargo build`) is not checked.
         if let Some(host) = BUILD.filter(|host| !response.build.is_empty() && *host != response.build) {
             return Err(AgentError::Build { agent: sentence(response.build), host: host.to_owned() });
         }
-        Ok(Greeting {
-            kernel_release: sentence(response.kernel_release),
-            boot_ns: response.boot_ns,
-            ready_ns: response.ready_ns,
-        })
+        Ok(greeting(response))
+    }
+
+    /// The first call of an agent that comes and goes, which may be of another build: it lies in
+    /// the machine's seed. Otherwise as [`Agent::hello`], of a guest that names itself and sets its
+    /// network up.
+    ///
+    /// # Errors
+    /// As [`Agent::hello`], but for the build.
+    pub async fn hello_again(&self, now_unix_ns: i64, entropy: Vec<u8>) -> Result<Greeting, AgentError> {
+        let needed = [
+            features::TERMINAL,
+            features::STATS,
+            features::EXEC_RECORDS,
+            features::PROCESSES,
+            features::COPY,
+            features::RELAYS,
+        ];
+        let request = wire::HelloRequest {
+            protocol: PROTOCOL_MAJOR,
+            build: BUILD.unwrap_or_default().to_owned(),
+            features: needed.map(str::to_owned).to_vec(),
+            now_unix_ns,
+            entropy,
+            ..Default::default()
+        };
+        self.greet(&request).await.map(greeting)
+    }
+
+    async fn greet(&self, request: &wire::HelloRequest) -> Result<wire::HelloResponse, AgentError> {
+        self.client()?.hello(context(), request).await.map_err(failed("Hello"))
     }
 
     /// The stamps of agent and kernel, on the guest's clocks.
@@ -410,6 +500,14 @@ impl Agent {
     }
 }
 
+fn greeting(response: wire::HelloResponse) -> Greeting {
+    Greeting {
+        kernel_release: sentence(response.kernel_release),
+        boot_ns: response.boot_ns,
+        ready_ns: response.ready_ns,
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod lies;
 
@@ -423,6 +521,29 @@ mod tests {
     fn shown(error: &(dyn Error + 'static)) -> String {
         let chain = std::iter::successors(Some(error), |error| (*error).source());
         chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    }
+
+    #[tokio::test]
+    async fn one_that_comes_and_goes_is_called_while_it_is_there() {
+        let agent = Agent::awaited();
+        // As whoever has a copy from before.
+        let before = agent.clone();
+        assert!(agent.comes_and_goes() && !agent.is_there());
+        assert!(matches!(before.stats("machine").await, Err(AgentError::Awaited)));
+        for _ in 0..2 {
+            let (host, guest) = tokio::io::duplex(64);
+            agent.come(&Agent::over(host));
+            assert!(before.is_there() && before.comes_and_goes());
+            drop(guest);
+            // Its end is seen by who reads from it.
+            while before.is_there() {
+                tokio::task::yield_now().await;
+            }
+            assert!(matches!(agent.stats("machine").await, Err(AgentError::Awaited)));
+        }
+        let absent = Agent::absent();
+        absent.come(&Agent::absent());
+        assert!(!absent.is_there() && !absent.comes_and_goes());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! them as a disk; whoever has files reads them. Format:
 //! <https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html>.
 
+mod agent;
 mod document;
 mod error;
 mod given;
@@ -38,6 +39,7 @@ pub struct Seed {
     user_data: Vec<u8>,
     meta_data: Vec<u8>,
     network_config: Option<Vec<u8>>,
+    agent: Option<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Seed {
@@ -84,7 +86,19 @@ impl Seed {
             instance_id(&[&user_data, network, host(host_name), settings.machine.as_bytes()])
         };
         let meta_data = texts.meta_data.unwrap_or_else(|| document::meta_data(&id(), host_name));
-        Ok(Self { user_data, meta_data, network_config })
+        Ok(Self { user_data, meta_data, network_config, agent: None })
+    }
+
+    /// The same with an agent, a static program for the guest's processor, which a guest with
+    /// systemd starts as a service at each of its starts. It is no part of what makes an instance.
+    ///
+    /// # Errors
+    /// It has more than 16 MiB.
+    pub fn with_agent(self, agent: Vec<u8>) -> Result<Self, SeedError> {
+        if agent.len() > agent::AGENT_MAX {
+            return Err(SeedError::TooLarge { bytes: agent.len() as u64, most: agent::AGENT_MAX as u64 });
+        }
+        Ok(Self { agent: Some(agent), ..self })
     }
 
     /// The user data.
@@ -113,6 +127,10 @@ impl Seed {
     pub fn disk(&self) -> Result<Vec<u8>, SeedError> {
         let mut files = vec![("user-data", &*self.user_data), ("meta-data", &*self.meta_data)];
         files.extend(self.network_config.as_deref().map(|text| ("network-config", text)));
+        if let Some(agent) = &self.agent {
+            files.push(("vendor-data", agent::VENDOR_DATA.as_bytes()));
+            files.push((agent::FILE, agent));
+        }
         volume::volume(&files)
     }
 }
@@ -158,6 +176,17 @@ mod tests {
         assert_eq!(ids.len(), all.len());
         assert_eq!(seed(&named("a")).disk().unwrap(), seed(&named("a")).disk().unwrap());
         assert!(!format!("{:?}", seed(&named("a"))).contains("ada"));
+    }
+
+    #[test]
+    fn an_agent_is_no_part_of_the_instance() {
+        let seed = || Seed::new(&Settings::default(), Texts::default()).unwrap();
+        let with = |bytes: &[u8]| seed().with_agent(bytes.to_vec()).unwrap();
+        assert_eq!(id(&seed()), id(&with(b"one")));
+        assert_eq!(with(b"one").disk().unwrap(), with(b"one").disk().unwrap());
+        assert_ne!(with(b"one").disk().unwrap(), with(b"two").disk().unwrap());
+        assert_ne!(with(b"").disk().unwrap(), seed().disk().unwrap());
+        assert!(seed().with_agent(vec![0; agent::AGENT_MAX + 1]).is_err());
     }
 
     #[test]

@@ -89,13 +89,15 @@ pub(super) struct Guard<S> {
     waiting: HashSet<u32>,
     /// Set with the first lie.
     lied: Arc<AtomicBool>,
+    /// Set when nothing more comes.
+    gone: Arc<AtomicBool>,
 }
 
 impl<S> Guard<S> {
-    /// `lied` is set with the first lie.
-    pub(super) fn new(stream: S, lied: Arc<AtomicBool>) -> Self {
+    /// `lied` is set with the first lie, `gone` when nothing more comes.
+    pub(super) fn new(stream: S, lied: Arc<AtomicBool>, gone: Arc<AtomicBool>) -> Self {
         let (asked, answered) = (Frames::default(), Frames::default());
-        Self { stream, asked, answered, waiting: HashSet::new(), lied }
+        Self { stream, asked, answered, waiting: HashSet::new(), lied, gone }
     }
 }
 
@@ -107,7 +109,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        let room = buffer.remaining();
+        let read = ready!(Pin::new(&mut this.stream).poll_read(context, buffer));
+        if read.is_err() || room > 0 && buffer.filled().len() == before {
+            this.gone.store(true, Ordering::Relaxed);
+        }
+        read?;
         let waiting = &mut this.waiting;
         let looked = this.answered.pass(&buffer.filled()[before..], |header| match header {
             _ if header.type_ != MESSAGE_TYPE_RESPONSE => Err(Lie::NoAnswer),
@@ -117,6 +124,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
         });
         if looked.is_err() {
             this.lied.store(true, Ordering::Relaxed);
+            this.gone.store(true, Ordering::Relaxed);
             buffer.set_filled(before);
         }
         Poll::Ready(looked.map_err(io::Error::other))

@@ -5,6 +5,7 @@ mod disks;
 mod guest;
 pub mod relays;
 mod seen;
+mod visits;
 mod waits;
 mod why;
 
@@ -125,6 +126,8 @@ pub struct Sandbox {
     /// The stream of the serial port of a machine without an agent, asked for at its start.
     serial: Mutex<Option<Result<Pending, ControlError>>>,
     process: Process,
+    /// Where the guest's agent takes streams.
+    stream_port: u32,
     recorder: Arc<Recorder>,
     usernet: Option<Usernet>,
     /// Those of its containers.
@@ -196,6 +199,7 @@ impl Sandbox {
             machine: machine.disarm(),
             serial: Mutex::default(),
             process,
+            stream_port: ports::STREAM_PORT,
             recorder: Arc::new(recorder),
             usernet,
             relays: Mutex::default(),
@@ -205,8 +209,8 @@ impl Sandbox {
         })
     }
 
-    /// Starts a machine whose guest has no agent: it runs when this returns. Dropping the future
-    /// kills the machine.
+    /// Starts a machine whose guest has no agent, or, if `visited`, one that comes and goes, see
+    /// [`Sandbox::meet`]. It runs when this returns. Dropping the future kills the machine.
     ///
     /// # Errors
     /// The machine or its network did not start.
@@ -215,6 +219,7 @@ impl Sandbox {
         resources: Resources,
         isolation: Isolation,
         usernet: Option<Usernet>,
+        visited: bool,
     ) -> Result<Self, SandboxError> {
         let recorder = Recorder::new(now_ns());
         let (machine, answer) = Machine::begin(&config, resources, &isolation)?.into_parts();
@@ -235,11 +240,12 @@ impl Sandbox {
             Ok(runs) => runs?,
         }
         Ok(Self {
-            agent: Agent::absent(),
+            agent: if visited { Agent::awaited() } else { Agent::absent() },
             greeting: None,
             machine: machine.disarm(),
             serial: Mutex::new(Some(serial)),
             process,
+            stream_port: ports::SERVICE_STREAM_PORT,
             recorder: Arc::new(recorder),
             usernet,
             relays: Mutex::default(),
@@ -451,7 +457,7 @@ impl Sandbox {
     }
 
     fn carrier(&self, container: &str) -> Carrier {
-        let guest = Joins::Monitor(self.machine.vsock());
+        let guest = Joins::Monitor(self.machine.vsock(), self.stream_port);
         Carrier { agent: self.agent.clone(), guest, id: container.to_owned() }
     }
 
@@ -554,11 +560,10 @@ impl Sandbox {
         if let Some(dials) = &self.dials {
             return Ok(dials(tokens));
         }
-        let vsock = self.machine.vsock();
+        let (vsock, port) = (self.machine.vsock(), self.stream_port);
         let begun = blocking(move || {
-            let begin = |token: Option<Token>| {
-                token.map(|token| Ok((vsock.begin_connect(ports::STREAM_PORT)?, token))).transpose()
-            };
+            let begin =
+                |token: Option<Token>| token.map(|token| Ok((vsock.begin_connect(port)?, token))).transpose();
             Ok([begin(tokens.stdin)?, begin(tokens.stdout)?, begin(tokens.stderr)?])
         });
         let dialled = async {
@@ -635,8 +640,8 @@ async fn prove(begun: Option<(Pending, Token)>) -> Result<Option<UnixStream>, Co
 }
 
 /// Waits for the word that the agent says when it is ready.
-async fn word(ready: VsockListener) -> io::Result<()> {
-    let stream = accept(ready).await?;
+async fn word(mut ready: VsockListener) -> io::Result<()> {
+    let stream = accept(&mut ready).await?;
     stream.set_nonblocking(true)?;
     tokio::net::UnixStream::from_std(stream)?.read_exact(&mut [0]).await?;
     Ok(())
@@ -666,6 +671,7 @@ impl Sandbox {
             machine: Arc::new(machine),
             serial: Mutex::default(),
             process,
+            stream_port: ports::STREAM_PORT,
             recorder,
             usernet: None,
             relays: Mutex::default(),

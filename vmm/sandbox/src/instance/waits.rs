@@ -80,13 +80,13 @@ pub(super) async fn answered(mut pending: Pending) -> Result<Pending, ControlErr
 }
 
 /// The next that the guest dials.
-pub(super) async fn accept(mut listener: VsockListener) -> io::Result<UnixStream> {
+pub(super) async fn accept(listener: &mut VsockListener) -> io::Result<UnixStream> {
     let accept = |listener: &mut VsockListener| match listener.poll_accept() {
         Ok(Poll::Pending) => None,
         Ok(Poll::Ready(stream)) => Some(Ok(stream)),
         Err(error) => Some(Err(error)),
     };
-    until(&mut listener, accept).await?
+    until(listener, accept).await?
 }
 
 /// For what may wait: for a host's file, or for a monitor to take a request. It ends with the

@@ -3,6 +3,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nelly_vmm::machine::{ControlError, EndReason, Outcome};
@@ -100,12 +101,24 @@ impl Keeper {
         };
         self.runs(sandbox, None, begun);
         let began = Instant::now();
-        let watched = self.watch_network(sandbox);
+        let watched = (self.watch_network(sandbox), self.meet_agent(sandbox));
         let ended = self.attend_machine(sandbox, requests).await;
         drop(watched);
         let ran = began.elapsed();
         self.drain(pumps, sandbox, requests).await;
         Some((ended, ran))
+    }
+
+    /// Greets the guest's agent each time that it comes, until the value is dropped.
+    fn meet_agent(&self, sandbox: &Arc<Sandbox>) -> JoinSet<()> {
+        let (sandbox, relays) = (Arc::clone(sandbox), self.kept.container.options.relays.clone());
+        let mut meeting = JoinSet::new();
+        meeting.spawn(async move {
+            // Without it the machine lives on, and whoever needs the agent hears that it is not
+            // there.
+            let _ended = sandbox.meet(&relays).await;
+        });
+        meeting
     }
 
     /// Writes down that the machine ran and how it ended, then tells that it was started: whoever
@@ -174,22 +187,40 @@ impl Keeper {
         }
     }
 
-    /// Presses the power button until nobody wants it any more, also of a machine in a pause. Comes
-    /// back if there is no button.
+    /// Asks the guest's agent, if there is one, to have the guest switch itself off, and presses the
+    /// power button from the second time on, or at once if nobody takes the wish, until nobody
+    /// wants it any more, also of a machine in a pause. Comes back if there is neither.
     fn press_again_and_again(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         tell: Arc<watch::Sender<Presses>>,
     ) -> impl Future<Output = ()> + use<> {
         let (keeper, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+        let taken = Arc::new(AtomicBool::new(false));
         again_and_again(tell, move || {
-            let (keeper, sandbox) = (Arc::clone(&keeper), Arc::clone(&sandbox));
+            let (keeper, sandbox, taken) = (Arc::clone(&keeper), Arc::clone(&sandbox), Arc::clone(&taken));
             async move {
                 let one = keeper.pausing.lock().await;
                 // A machine that runs refuses to; of one that is ending the end is told.
                 let _resumed = sandbox.resume().await;
                 drop(one);
-                sandbox.press_power_button().await
+                if !taken.load(Ordering::Relaxed) && sandbox.agent().is_there() {
+                    let asked = tokio::time::timeout(PRESS_AGAIN, sandbox.agent().shutdown(0)).await;
+                    if let Ok(Ok(())) = asked {
+                        // Once: one that says so and does nothing has had its turn.
+                        taken.store(true, Ordering::Relaxed);
+                        return Ok(());
+                    }
+                }
+                match sandbox.press_power_button().await {
+                    // It has been asked another way.
+                    Err(SandboxError::Machine { source: ControlError::NoPowerButton, .. })
+                        if taken.load(Ordering::Relaxed) =>
+                    {
+                        Ok(())
+                    }
+                    pressed => pressed,
+                }
             }
         })
     }
@@ -228,10 +259,9 @@ fn killed(last: LastResort, presses: &Presses) -> Ended {
         (LastResort::NoButton, _) => {
             "the machine has no power button, which only machines with ACPI have, and was killed".to_owned()
         }
-        (LastResort::Grace(grace), Presses::Told) => format!(
-            "the guest did not switch itself off within {} s of the power button",
-            grace.as_secs_f32()
-        ),
+        (LastResort::Grace(grace), Presses::Told) => {
+            format!("the guest did not switch itself off within {} s of being asked to", grace.as_secs_f32())
+        }
         (LastResort::Grace(grace), Presses::Failed(why)) => format!(
             "the machine was killed after {} s, for its power button could not be pressed: {why}",
             grace.as_secs_f32()

@@ -43,9 +43,10 @@ pub(super) fn start(
             }
             MachineFiles::Boot(files) => {
                 let made = boot(&record, files, usernet.as_deref(), &site);
+                let visited = record.boot.as_ref().is_some_and(|boot| boot.agent);
                 Box::pin(async move {
                     let (config, resources, usernet) = made?;
-                    Sandbox::boot(config, resources, isolation, usernet).await
+                    Sandbox::boot(config, resources, isolation, usernet, visited).await
                 })
             }
         }

@@ -30,6 +30,7 @@ use containers::Containers;
 use execs::Execs;
 use health::Health;
 pub use life::{Begun, Start};
+use nelly_protocol::MACHINE;
 use nelly_vmm::config::MemorySize;
 use offers::Offers;
 use output::{Output, Sink};
@@ -185,6 +186,11 @@ impl Keeper {
         &self.kept.id
     }
 
+    /// The id by which the guest's agent knows the container, or the machine as a whole.
+    fn id_in_guest(&self) -> &str {
+        if self.kept.booted { MACHINE } else { &self.kept.id }
+    }
+
     /// Makes a change that was checked: of the container that runs, then of the record.
     async fn make(self: &Arc<Self>, change: Change) -> ttrpc::Result<()> {
         // Writing may wait for a lock, which must not hold up the sandbox's other clients.
@@ -192,7 +198,7 @@ impl Keeper {
         if let Some(limit) = change.memory_limit {
             let sandbox = self.sandbox().clone();
             if let Some(sandbox) = sandbox {
-                let limited = sandbox.agent().limit_memory(&self.kept.id, limit).await;
+                let limited = sandbox.agent().limit_memory(self.id_in_guest(), limit).await;
                 limited.map_err(|error| service::refused(&error.into()))?;
             }
         }

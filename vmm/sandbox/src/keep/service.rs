@@ -48,7 +48,7 @@ pub(super) fn refused(error: &SandboxError) -> ttrpc::Error {
         SandboxError::Agent(AgentError::Call { source: CallError::Refused(message), .. }) => {
             status(Code::FAILED_PRECONDITION, message.clone())
         }
-        SandboxError::Agent(error @ AgentError::Absent) => {
+        SandboxError::Agent(error @ (AgentError::Absent | AgentError::Awaited)) => {
             status(Code::FAILED_PRECONDITION, error.to_string())
         }
         error => status(Code::INTERNAL, text::chain(error)),
@@ -185,7 +185,7 @@ impl Calls {
 
     /// The id of a container in the guest.
     fn container(&self, further: Option<Id>) -> String {
-        further.map_or_else(|| self.0.id().to_owned(), |id| id.to_string())
+        further.map_or_else(|| self.0.id_in_guest().to_owned(), |id| id.to_string())
     }
 
     /// Offers the stream of what the agent does with a container.
@@ -298,7 +298,7 @@ impl Service for Calls {
         let sandbox = self.running()?;
         let (container, exec) = self.target(&request.container, &request.exec_id)?;
         self.begun(&exec).await?;
-        let is_first = exec.is_empty() && container == self.0.id();
+        let is_first = exec.is_empty() && container == self.0.id_in_guest();
         let mut before = None;
         if is_first && (number == Signal::KILL || number == self.0.kept.stop_signal) {
             // Who kills it does not want it back.
@@ -572,7 +572,8 @@ impl Service for Calls {
 
     async fn stats(&self, _: &TtrpcContext, _: m::StatsRequest) -> ttrpc::Result<m::StatsResponse> {
         let sandbox = self.answering()?;
-        let stats = sandbox.agent().stats(self.0.id()).await.map_err(|error| refused(&error.into()))?;
+        let stats =
+            sandbox.agent().stats(self.0.id_in_guest()).await.map_err(|error| refused(&error.into()))?;
         let monitor_pid = sandbox.machine().process_id().unwrap_or_default();
         let monitor = ProcessUsage::of(monitor_pid);
         Ok(m::StatsResponse {

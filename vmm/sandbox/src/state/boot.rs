@@ -48,6 +48,9 @@ pub struct BootRecord {
     /// Whether it has a seed for cloud-init, the file `seed.img` of the sandbox's directory.
     #[serde(default)]
     pub seed: bool,
+    /// Whether the seed brings an agent, which then is a service of the guest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub agent: bool,
     /// How ssh logs in; none if there are no keys for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<SshRecord>,
@@ -155,7 +158,7 @@ mod tests {
             inode: 1,
         };
         let ssh = Some(SshRecord { directory: Some("/keys".into()), alias: "web".into(), user: None });
-        let record = BootRecord { base: vec![base], ssh, ..BootRecord::default() };
+        let record = BootRecord { base: vec![base], agent: true, ssh, ..BootRecord::default() };
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<BootRecord>(&text).unwrap(), record);
         let without: BootRecord = serde_json::from_str(r#"{"on_reset": "exit"}"#).unwrap();

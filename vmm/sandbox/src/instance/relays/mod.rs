@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nelly_protocol::ports::STREAM_PORT;
 use nelly_vmm::machine::Vsock;
 use nelly_vmm::text;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -110,8 +109,8 @@ pub(super) struct Carrier {
 /// Who takes a socket for a stream of the guest.
 #[derive(Clone)]
 pub(super) enum Joins {
-    /// The monitor.
-    Monitor(Vsock),
+    /// The monitor, for the guest's port of streams.
+    Monitor(Vsock, u32),
     /// A test.
     #[cfg(test)]
     Played(std::sync::mpsc::Sender<(Token, OwnedFd)>),
@@ -306,8 +305,8 @@ impl Serving {
     async fn join(&self, token: Token, socket: &OwnedFd) -> Result<(), String> {
         let join = async {
             let theirs = socket.try_clone().map_err(nelly_vmm::machine::ControlError::Talk)?;
-            let vsock = match &self.carrier.guest {
-                Joins::Monitor(vsock) => vsock.clone(),
+            let (vsock, port) = match &self.carrier.guest {
+                Joins::Monitor(vsock, port) => (vsock.clone(), *port),
                 #[cfg(test)]
                 Joins::Played(takes) => {
                     let gone =
@@ -316,7 +315,7 @@ impl Serving {
                 }
             };
             let one = self.asking.acquire().await;
-            let begun = blocking(move || vsock.begin_join(STREAM_PORT, &token, theirs)).await;
+            let begun = blocking(move || vsock.begin_join(port, &token, theirs)).await;
             drop(one);
             answered(begun?).await?.done()
         };

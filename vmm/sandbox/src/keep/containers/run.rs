@@ -145,7 +145,7 @@ async fn start(
     id: Id,
     wanted: &Wanted,
 ) -> Result<Result<(DiskId, Streams), StartFailure>, RunError> {
-    let first = sandbox.during(sandbox.agent().first_process(keeper.id())).await?;
+    let first = sandbox.during(sandbox.agent().first_process(keeper.id_in_guest())).await?;
     let mut container = wanted.container.clone();
     container.shares_with = Some(first.ok_or(RunError::Alone)?);
     // The sandbox's disk is the first container's.

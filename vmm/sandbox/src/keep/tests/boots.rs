@@ -24,7 +24,7 @@ pub(super) async fn start(booted: Booted) -> Result<Sandbox, SandboxError> {
     (config.serial, config.vsock, config.platform) = (Endpoint::Stream, None, booted.platform);
     // Nothing is mapped then, so a guest reaches what lies above its memory.
     config.boot_protocol = BootProtocol::Pvh;
-    let sandbox = Sandbox::boot(config, resources, Isolation::Thread, None).await?;
+    let sandbox = Sandbox::boot(config, resources, Isolation::Thread, None, false).await?;
     if booted.ends {
         drop(sandbox.serial().await);
         sandbox.outcome().await;
