@@ -40,7 +40,7 @@ pub(crate) fn network(args: &BootArgs, default: Network) -> Result<Network> {
 /// Whether the machine has a seed. An image is one for clouds, and one flag says that another guest
 /// has cloud-init, too.
 pub(crate) fn wants_seed(args: &BootArgs) -> bool {
-    args.seed.given().is_some() || (args.image.is_some() && !args.no_seed)
+    args.agent || args.seed.given().is_some() || (args.image.is_some() && !args.no_seed)
 }
 
 /// Runs the verb in the foreground: it returns only when the machine was not started.

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::machine_args::MachineArgs;
 use crate::network_args::NetworkArgs;
+use crate::relay_args::BootRelayArgs;
 use crate::seed_args::{SEED_FLAGS, SeedArgs};
 
 /// The value of `--on-reset`.
@@ -50,6 +51,8 @@ pub(crate) enum PlatformArg {
     nelly boot --image debian.qcow2 -m 1G                                 a cloud image, without firmware; nothing stays\n  \
     nelly boot --image debian.qcow2,overlay=web.qcow2,size=20G -m 1G       what it writes is kept in web.qcow2\n  \
     nelly boot -d --name web --image debian.qcow2,size=20G -m 1G           in the background, with a disk of its own\n  \
+    nelly boot -d --name web --image debian.qcow2 -m 1G --agent            then: nelly exec -it web bash, nelly cp web:/etc/fstab .\n  \
+    nelly boot -d --name web --image debian.qcow2 -m 1G --agent --relay ./containerd.sock=/run/containerd/containerd.sock\n  \
     nelly boot --image debian.qcow2 --append systemd.unit=rescue.target    words added to the image's command line\n  \
     nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
     nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G\n  \
@@ -60,7 +63,7 @@ pub(crate) enum PlatformArg {
     --image boots what the image's boot loader would: its partition table, file systems and grub.cfg, loader/entries or extlinux.conf are read on this host. \
     nelly disk boot-entries shows what is found. The image of a URL is fetched once, as nelly image pull does, and is never written. Without rw, overlay or ephemeral, the image is not written and nothing stays.\n\n\
     With -d the machine lives as a sandbox does: nelly attach is its console, nelly stop presses its power button, nelly start boots the same disk again, which lies in \
-    the machine's directory until nelly rm. It has no agent, so that nelly exec, cp and others do not reach into it. With a seed, and without --user-data and \
+    the machine's directory until nelly rm. Without --agent, nelly exec, cp, top, stats and others do not reach into it. With a seed, and without --user-data and \
 --meta-data, it gets keys of its own and a free port of loopback that leads to its port 22, for nelly ssh (--net none leaves the port out).\n\n\
     --image, and any flag for cloud-init, attaches a seed as the last disk. In the foreground it is in memory only. With -d it is also a file in the machine's directory, with \
     password hashes and host key, until nelly rm or a start with --no-seed. nelly disk seed makes the same one as a file. \
@@ -127,6 +130,13 @@ pub(crate) struct BootArgs {
     pub(crate) no_seed: bool,
     #[command(flatten)]
     pub(crate) seed: SeedArgs,
+    /// Bring Nelly's agent to a guest with cloud-init and systemd, which starts it as a service at
+    /// each boot: nelly exec, cp, top, stats and relays then reach into the machine, its clock is
+    /// set, and nelly stop asks the guest
+    #[arg(long, requires = "detach", conflicts_with = "no_seed")]
+    pub(crate) agent: bool,
+    #[command(flatten)]
+    pub(crate) relay: BootRelayArgs,
     /// Boot in the background, and print the id: the machine lives on as a sandbox does (nelly ps,
     /// attach, logs, stop, start, rm). An image is then written in a disk of the machine's own,
     /// which nelly rm removes

@@ -9,8 +9,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
+use nelly_sandbox::instance::relays;
 use nelly_sandbox::spec::network::SecretValues;
-use nelly_sandbox::spec::{ContainerSpec, Network, ProcessSpec};
+use nelly_sandbox::spec::{Capabilities, ContainerSpec, Network, ProcessSpec};
 use nelly_sandbox::state::record::{ImageRecord, MachineRecord, RestartPolicy};
 use nelly_sandbox::state::{
     BootRecord, Id, Name, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, SshRecord, StateError, Timestamp,
@@ -19,6 +20,7 @@ use nelly_sandbox::wire::order::{BootFiles, ClientEnds, Files, MachineFiles};
 use nelly_seed::{MacAddress, Seed, Settings, UserName};
 use nelly_vmm::config::{
     BootProtocol, CommandLine, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, OnReset, Platform,
+    VsockConfig,
 };
 use nelly_vmm::sys::files::Accept;
 use nelly_vmm::text;
@@ -31,9 +33,10 @@ use crate::fail::{Hint, OfFlag as _, Usage};
 use crate::machine::MachineOptions;
 use crate::machine_args::MachineArgs;
 use crate::network_args::NetworkArgs;
+use crate::relay_args::BootRelayArgs;
 use crate::seed_args::{Asked, SeedArgs};
 use crate::ssh_dir::{Login, SshDir};
-use crate::{assets, boot, boot_base, boot_image, boot_seed, host, life, machine, out, ssh};
+use crate::{agent_file, assets, boot, boot_base, boot_image, boot_seed, host, life, machine, out, ssh};
 
 /// For [`Context`].
 pub(crate) const MACHINES: BootedMachines = BootedMachines { open, check_running };
@@ -57,7 +60,7 @@ pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
     let id = old.as_ref().map_or(id, SandboxDir::id);
     let own = logs_in && args.seed.ssh_dir.is_none();
     let own = own.then(|| own_keys(&sandboxes, id, old.is_some())).transpose()?.flatten();
-    let seed = MadeSeed::of(args, &network, id, own.as_ref())?;
+    let seed = MadeSeed::of(args, &network, id, own.as_ref(), context)?;
     let bytes = seed.as_ref().map(|seed| seed.disk.as_slice());
     let name = asked.unwrap_or_else(|| id.name());
     let mut record = record(args, network, (id, name), bytes.is_some(), context)?;
@@ -75,6 +78,11 @@ pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
         "machine {name} runs; `nelly attach {name}` is its console, `nelly stop {name}` presses its power button, \
          `nelly start {name}` then boots the same disk again"
     ));
+    if args.agent {
+        out::message(format_args!(
+            "`nelly exec -it {name} bash` is a shell in it, once cloud-init has started the agent"
+        ));
+    }
     if let (Some((keys, ssh)), Some(sandbox)) = (login, sandboxes.by_id(id)?)
         && let Err(error) = tell_ssh(keys, &ssh, &sandbox, &name)
     {
@@ -301,7 +309,13 @@ struct MadeSeed {
 impl MadeSeed {
     /// It tells of the machine's network by its hardware address, which comes of the id, as its
     /// instance does.
-    fn of(args: &BootArgs, network: &Network, id: Id, own: Option<&SshDir>) -> Result<Option<Self>> {
+    fn of(
+        args: &BootArgs,
+        network: &Network,
+        id: Id,
+        own: Option<&SshDir>,
+        context: &Context,
+    ) -> Result<Option<Self>> {
         if !boot::wants_seed(args) {
             return Ok(None);
         }
@@ -311,7 +325,9 @@ impl MadeSeed {
             let device = network.device(&id.to_string(), Some(FileSource::Fd(0)));
             settings.interfaces = device.iter().map(|device| MacAddress::new(device.mac.bytes())).collect();
         }
-        let disk = Seed::new(&settings, texts)?.disk()?;
+        let seed = Seed::new(&settings, texts)?;
+        let seed = if args.agent { seed.with_agent(agent_file::read(&context.search)?)? } else { seed };
+        let disk = seed.disk()?;
         Ok(Some(Self { disk, settings, ssh }))
     }
 
@@ -383,6 +399,7 @@ fn record(
         on_reset,
         time_limit_ms: common.timeout.map(|limit| u64::try_from(limit.as_millis())).transpose()?,
         seed,
+        agent: args.agent,
         // They are known when the seed is made.
         ssh: None,
         // It is looked at when it is known which disk there is.
@@ -410,10 +427,17 @@ fn record(
         network,
     };
     // Its serial port is a terminal.
-    let process = ProcessSpec { cwd: "/".to_owned(), terminal: true, stdin: true, ..ProcessSpec::default() };
+    let mut process =
+        ProcessSpec { cwd: "/".to_owned(), terminal: true, stdin: true, ..ProcessSpec::default() };
+    // What its agent starts.
+    process.env.push(PATH.to_owned());
+    process.rights.capabilities = Capabilities::EVERY;
+    let mut container = ContainerSpec::new(process, name.as_str());
+    container.options.relays = args.relay.relays()?;
+    relays::check(&container.options.relays)?;
     Ok(SandboxRecord {
         id,
-        container: ContainerSpec::new(process, name.as_str()),
+        container,
         name,
         created: Timestamp::now(),
         image: ImageRecord { reference, digest: String::new(), disk_paths: Vec::new() },
@@ -428,6 +452,9 @@ fn record(
         boot: Some(boot),
     })
 }
+
+/// The search path of what is started in a guest, whatever its distribution.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long a guest may take to switch itself off after the power button. Distributions give their
 /// services 90 seconds; one that does nothing of the kind is not waited for so long.
@@ -462,6 +489,8 @@ impl Opened {
         let what = boot_image::what_boots(&args, image.as_ref(), common.memory, &mut files)?;
         let mut config = machine::boot(&args, common, what, &context.places.own())?;
         config.serial = Endpoint::Stream;
+        // Without a power port: in such a guest any process could say that it ends.
+        config.vsock = boot.agent.then(VsockConfig::default);
         Ok(Self { config, disks, files })
     }
 
@@ -599,6 +628,8 @@ fn args_of(boot: &BootRecord, platform: Platform) -> BootArgs {
             Platform::Acpi => PlatformArg::Acpi,
         },
         no_seed: false,
+        agent: boot.agent,
+        relay: BootRelayArgs::default(),
         seed: SeedArgs::default(),
         detach: true,
         name: None,

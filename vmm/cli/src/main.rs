@@ -1,6 +1,7 @@
 //! The `nelly` command, a client: machines run in `nelly-monitor` processes.
 
 mod advice;
+mod agent_file;
 mod args;
 mod assets;
 mod bench;

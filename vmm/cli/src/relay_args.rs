@@ -28,6 +28,31 @@ pub(crate) struct RelayArgs {
     pub(crate) ssh_agent: bool,
 }
 
+/// Flags of `boot`, whose guest is reached through its agent.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct BootRelayArgs {
+    /// With --agent: listen on this host, once the guest's agent is there, and join each connection
+    /// with one in the guest, such as ./containerd.sock=/run/containerd/containerd.sock. Each side
+    /// is unix:PATH, /PATH or a loopback port: tcp:PORT or PORT
+    #[arg(long, value_name = "HOST=GUEST", requires = "agent")]
+    relay: Vec<String>,
+    /// With --agent: listen in the guest, where every user can connect who reaches the path, and
+    /// join each connection with one on this host
+    #[arg(long, value_name = "GUEST=HOST", requires = "agent")]
+    relay_out: Vec<String>,
+}
+
+impl BootRelayArgs {
+    /// The relays.
+    ///
+    /// # Errors
+    /// As [`RelayArgs::relays`].
+    pub(crate) fn relays(&self) -> Result<Vec<Relay>> {
+        let Self { relay, relay_out } = self.clone();
+        RelayArgs { relay, relay_out, ssh_agent: false }.relays(|_| None)
+    }
+}
+
 impl RelayArgs {
     /// A flag that was given.
     pub(crate) fn given(&self) -> Option<&'static str> {
