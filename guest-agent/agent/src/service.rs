@@ -55,6 +55,7 @@ pub async fn serve<S>(guest: Arc<GuestState>, stream: S) -> ttrpc::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
 {
+    let _counted = guest.called();
     let (gone, closed) = oneshot::channel();
     let stream = Tracked { stream, _gone: gone };
     // One server a connection: it is the only way to know which connection a call came by, and so

@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nelly_agent::cgroup::{self, Cgroup};
@@ -22,6 +23,9 @@ pub(super) const WORD: &str = "--service";
 
 /// Where systemd says that it is the init (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
+
+/// How soon a host that does not call is told again that the agent is here.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// The guest's own init.
 const INIT: i32 = 1;
@@ -50,16 +54,22 @@ pub(super) fn run(marks: Arc<Marks>) -> anyhow::Result<Infallible> {
         let cgroup_root = mounts::CGROUP_ROOT.into();
         let config = Config { launcher, cgroup_root, boot_ns, ready_ns, marks: marks.clone() };
         let promises = Promises::new(Patience::default());
-        let (guest, mut ends) = GuestState::new(config, promises.clone());
+        // Nobody asks it for the end: that is its init's to bring about.
+        let (guest, _ends) = GuestState::new(config, promises.clone());
         guest.serve_machine(INIT, cgroup)?;
         attend(&guest, signals, calls, (streams, promises))?;
-        // A host that does not listen there has no use for the agent, and may have later.
-        let told = async { tell_ready(dial(READY_PORT)?, &marks).await }.await;
-        if let Err(error) = told {
-            log(&format!("nelly-agent: the host is not told that the agent is here: {error:#}"));
+        // The host does not call by itself. It may not listen yet, or have lost its connection.
+        let mut told = None;
+        loop {
+            if !guest.has_callers() {
+                let tells = async { tell_ready(dial(READY_PORT)?, &marks).await }.await;
+                let failed = tells.err().map(|error| format!("{error:#}"));
+                if let Some(error) = failed.as_ref().filter(|_| told != failed) {
+                    log(&format!("nelly-agent: the host does not hear that the agent is here: {error}"));
+                }
+                told = failed;
+            }
+            tokio::time::sleep(AGAIN).await;
         }
-        // The end of the guest is its init's, which is asked for it.
-        let end = ends.recv().await;
-        bail!("the service has ended: {end:?}")
     })
 }

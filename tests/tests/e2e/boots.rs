@@ -35,6 +35,12 @@ const SCRIPT: &str = "
 
 /// Types into the console of the machine until its guest has heard it; returns what it said.
 fn talk(home: &Home) -> String {
+    typed(home, "hello\n", "heard hello")
+}
+
+/// Types `words` into the console once its guest is ready, until it has answered so; returns what
+/// it said.
+pub(crate) fn typed(home: &Home, words: &str, answer: &str) -> String {
     let mut attach = nelly(home.path(), &["attach", "web"]);
     let mut attach = attach.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut said, mut typed) = (String::new(), attach.stdin.take().unwrap());
@@ -43,15 +49,15 @@ fn talk(home: &Home) -> String {
         said.push_str(line.trim_end());
         said.push('\n');
         if line.starts_with("ready") {
-            typed.write_all(b"hello\n").unwrap();
+            typed.write_all(words.as_bytes()).unwrap();
         }
-        if line.starts_with("heard hello") {
+        if line.starts_with(answer) {
             break;
         }
     }
     attach.kill().unwrap();
     attach.wait().unwrap();
-    assert!(said.contains("heard hello"), "{said}");
+    assert!(said.contains(answer), "{said}");
     said
 }
 

@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 mod beside_runc;
 mod boot;
+mod boot_agent;
 mod boots;
 mod boundary;
 mod bulk;

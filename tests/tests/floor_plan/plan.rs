@@ -153,6 +153,7 @@ pub(crate) const CRATES: &[Crate] = &[
     Crate {
         directory: "vmm/seed",
         floors: &[
+            ("agent", 0),
             ("error", 0),
             ("given", 1),
             ("keys", 1),

@@ -25,8 +25,7 @@ fail() {
 }
 [ -d /run/systemd/system ] || fail "systemd is not the init of this guest"
 seed=/dev/disk/by-id/virtio-seed
-[ -e "$seed" ] || seed=/dev/disk/by-label/cidata
-[ -e "$seed" ] || fail "no disk has the seed"
+[ -e "$seed" ] || seed=$(blkid -L cidata) || fail "no disk has the seed"
 mkdir -p "$place" "${program%/*}" || fail "no directory for it can be made"
 mount -t vfat -o ro,nosuid,nodev,noexec "$seed" "$place" || fail "the seed $seed cannot be mounted"
 cp "$place/nelly-agent" "$program.new" && chmod 0700 "$program.new" && mv -f "$program.new" "$program"
@@ -95,10 +94,11 @@ mod tests {
     /// A guest with a seed that has an agent.
     fn guest() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
-        for directory in ["bin", "run/systemd/system", "dev/disk/by-label", "usr"] {
+        for directory in ["bin", "run/systemd/system", "dev/disk/by-id", "usr"] {
             fs::create_dir_all(root.path().join(directory)).unwrap();
         }
-        fs::write(root.path().join("dev/disk/by-label/cidata"), "the agent's program").unwrap();
+        fs::write(root.path().join("dev/disk/by-id/virtio-seed"), "the agent's program").unwrap();
+        program(root.path(), "blkid", "exit 2");
         // The seed and the place are the last two words.
         program(root.path(), "mount", "while [ $# -gt 2 ]; do shift; done; cp \"$1\" \"$2/nelly-agent\"");
         program(root.path(), "umount", "rm \"$1/nelly-agent\"");
@@ -111,7 +111,13 @@ mod tests {
     #[test]
     fn the_agent_is_copied_out_of_the_seed_and_started() {
         let root = guest();
-        for _ in 0..2 {
+        for by_label in [false, true] {
+            if by_label {
+                let (by_id, other) =
+                    (root.path().join("dev/disk/by-id/virtio-seed"), root.path().join("dev/vdz"));
+                fs::rename(by_id, &other).unwrap();
+                program(root.path(), "blkid", &format!("echo {}", other.display()));
+            }
             let done = run(root.path());
             assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
             let program = root.path().join("usr/local/sbin/nelly-agent");
@@ -121,7 +127,6 @@ mod tests {
             let unit =
                 fs::read_to_string(root.path().join("run/systemd/system/nelly-agent.service")).unwrap();
             assert!(unit.contains("\nExecStart=/usr/local/sbin/nelly-agent --service\n"), "{unit}");
-            // A further start finds another agent in the seed.
             let said = fs::read_to_string(root.path().join("said")).unwrap();
             assert!(said.contains("mount -t vfat -o ro,"), "{said}");
             assert!(
@@ -145,7 +150,9 @@ mod tests {
             );
         };
         took("systemd is not the init", |root| fs::remove_dir(root.join("run/systemd/system")).unwrap());
-        took("no disk has the seed", |root| fs::remove_file(root.join("dev/disk/by-label/cidata")).unwrap());
+        took("no disk has the seed", |root| {
+            fs::remove_file(root.join("dev/disk/by-id/virtio-seed")).unwrap()
+        });
         took("cannot be mounted", |root| program(root, "mount", "exit 1"));
         took("cannot be copied", |root| program(root, "mount", ""));
         took("systemd does not start it", |root| program(root, "systemctl", "exit 1"));

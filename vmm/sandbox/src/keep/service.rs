@@ -438,6 +438,10 @@ impl Service for Calls {
 
     async fn run(&self, _: &TtrpcContext, request: m::RunRequest) -> ttrpc::Result<m::RunResponse> {
         let sandbox = self.answering()?;
+        if sandbox.agent().comes_and_goes() {
+            let message = "a machine of nelly boot takes no containers of Nelly's: its guest starts its own";
+            return Err(status(Code::FAILED_PRECONDITION, message));
+        }
         let wanted = containers::wire::wanted(request)?;
         let keeper = Arc::clone(&self.0);
         let runs = async move { containers::run(&keeper, &sandbox, wanted).await };

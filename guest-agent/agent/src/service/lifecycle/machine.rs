@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nelly_protocol::MACHINE;
 
@@ -21,6 +22,15 @@ const POWER_OFF: i32 = 38;
 
 /// The same, to start the machine again: SIGRTMIN+5.
 const REBOOT: i32 = 39;
+
+/// A connection to the service.
+pub(in crate::service) struct Called(Arc<AtomicUsize>);
+
+impl Drop for Called {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl GuestState {
     /// Serves the guest as a whole from now on, whose init has this process id. `cgroup` is for
@@ -42,6 +52,18 @@ impl GuestState {
         registry.advance(MACHINE, Status::Creating, Status::Running)?;
         assert!(self.init.set(signalled).is_ok(), "the id is reserved once");
         Ok(())
+    }
+
+    /// Whether anybody is connected to the service.
+    #[must_use]
+    pub fn has_callers(&self) -> bool {
+        self.callers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts a connection until the value is dropped.
+    pub(in crate::service) fn called(&self) -> Called {
+        self.callers.fetch_add(1, Ordering::Relaxed);
+        Called(Arc::clone(&self.callers))
     }
 
     /// The guest's own init.

@@ -157,6 +157,8 @@ pub struct GuestState {
     relays: Relays,
     /// Shared directories are touched one after the other.
     touching: tokio::sync::Mutex<()>,
+    /// Connections that are served.
+    callers: Arc<AtomicUsize>,
     /// The guest's own init, if it has one: it is then served as a whole, and has no containers.
     init: OnceLock<OwnedFd>,
 }
@@ -183,6 +185,7 @@ impl GuestState {
                 names: Mutex::default(),
                 relays: Relays::default(),
                 touching: tokio::sync::Mutex::default(),
+                callers: Arc::default(),
                 init: OnceLock::new(),
             }),
             ends,
