@@ -11,12 +11,12 @@ use anyhow::{Context, bail};
 use nelly_agent::cgroup::{self, Cgroup};
 use nelly_agent::service::{Config, GuestState};
 use nelly_agent::spawn::launch::Launcher;
-use nelly_agent::stdio::{Patience, Promises};
+use nelly_agent::stdio::{Patience, Promises, connected};
 use nelly_agent::timeline::Marks;
 use nelly_agent::{mounts, sys};
 use nelly_protocol::ports::{READY_PORT, SERVICE_PORT, SERVICE_STREAM_PORT};
 
-use super::{OPEN_FILES, attend, dial, listen, log, tell_ready};
+use super::{OPEN_FILES, attend, dial, listen, log};
 
 /// The word that asks for this.
 pub(super) const WORD: &str = "--service";
@@ -62,12 +62,14 @@ pub(super) fn run(marks: Arc<Marks>) -> anyhow::Result<Infallible> {
         let mut told = None;
         loop {
             if !guest.has_callers() {
-                let tells = async { tell_ready(dial(READY_PORT)?, &marks).await }.await;
+                // The connection itself is the word: the host reads nothing of it.
+                let tells = async { Ok::<_, anyhow::Error>(connected(dial(READY_PORT)?).await?) }.await;
                 let failed = tells.err().map(|error| format!("{error:#}"));
                 if let Some(error) = failed.as_ref().filter(|_| told != failed) {
                     log(&format!("nelly-agent: the host does not hear that the agent is here: {error}"));
                 }
                 told = failed;
+                marks.ready();
             }
             tokio::time::sleep(AGAIN).await;
         }

@@ -7,8 +7,8 @@
 //! ([`HOST_CID`]).
 //!
 //! An agent that is a service of a guest with an init of its own listens at privileged ports instead
-//! ([`SERVICE_PORT`], [`SERVICE_STREAM_PORT`]), and dials [`READY_PORT`] alone, which is then no more
-//! than a hint that it is worth to call it.
+//! ([`SERVICE_PORT`], [`SERVICE_STREAM_PORT`]), and dials [`READY_PORT`] alone; that
+//! connection, on which nothing is said, is no more than a hint that it is worth to call it.
 //!
 //! Order at boot: the agent listens, dials [`POWER_PORT`] and [`READY_PORT`], and says that it is
 //! ready once both connections stand. Order at the end: it says its word on the connection to

@@ -1,7 +1,5 @@
 //! The agent's program, as the installed initramfs has it.
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result, anyhow, bail};
 use nelly_sandbox::spec::installation::Search;
 
@@ -63,6 +61,7 @@ fn program(mut archive: &[u8]) -> Result<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::process::Command;
 
     use super::*;
