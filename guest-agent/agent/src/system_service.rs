@@ -1,6 +1,7 @@
 //! The agent as a service of a guest that has an init of its own, as a cloud image does: systemd
-//! starts it, again if it ends, and ends it. It sets nothing of the guest up and has no say over the
-//! machine's end; what it starts is in the guest's own namespaces, in cgroups below its service's.
+//! starts it, again if it ends, and ends it. It sets nothing of the guest up and has no say over
+//! the machine's end; what it starts is in the guest's own namespaces, in cgroups below its
+//! service's.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -16,7 +17,7 @@ use nelly_agent::timeline::Marks;
 use nelly_agent::{mounts, sys};
 use nelly_protocol::ports::{READY_PORT, SERVICE_PORT, SERVICE_STREAM_PORT};
 
-use super::{OPEN_FILES, attend, dial, listen, log};
+use crate::serving::{OPEN_FILES, attend, dial, listen, log};
 
 /// The word that asks for this.
 pub(super) const WORD: &str = "--service";

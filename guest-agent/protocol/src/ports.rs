@@ -6,8 +6,8 @@
 //! port of the host is believed; and the agent believes no connection but the host's
 //! ([`HOST_CID`]).
 //!
-//! An agent that is a service of a guest with an init of its own listens at privileged ports instead
-//! ([`SERVICE_PORT`], [`SERVICE_STREAM_PORT`]), and dials [`READY_PORT`] alone; that
+//! An agent that is a service of a guest with an init of its own listens at privileged ports
+//! instead ([`SERVICE_PORT`], [`SERVICE_STREAM_PORT`]), and dials [`READY_PORT`] alone; that
 //! connection, on which nothing is said, is no more than a hint that it is worth to call it.
 //!
 //! Order at boot: the agent listens, dials [`POWER_PORT`] and [`READY_PORT`], and says that it is

@@ -555,6 +555,8 @@ pub(crate) const CRATES: &[Crate] = &[
             ("stdio", 5),
             ("relay", 6),
             ("service", 7),
+            ("serving", 8),
+            ("system_service", 9),
         ],
         halls: &[],
         stands_on: &["nelly-protocol", "nelly-archive"],

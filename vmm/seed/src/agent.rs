@@ -10,8 +10,8 @@ pub(crate) const AGENT_MAX: usize = 16 << 20;
 
 /// What cloud-init runs at each start of the machine, as root, once the user's data is read: a
 /// boothook is for every start, and not for the first alone. The agent's program is copied each
-/// time: a seed with another one has the last word. Nothing else stays in the guest, and without the
-/// seed nothing is started.
+/// time: a seed with another one has the last word. Nothing else stays in the guest, and without
+/// the seed nothing is started.
 pub(crate) const VENDOR_DATA: &str = r#"#cloud-boothook
 #!/bin/sh
 # Nelly's agent comes with the seed of this machine, and runs as a service of systemd's.
@@ -59,8 +59,8 @@ mod tests {
 
     use super::*;
 
-    /// Runs the script as cloud-init does, in the place of a guest's root: a shell that is told where
-    /// that is, and programs that write down what they were told.
+    /// Runs the script as cloud-init does, in the place of a guest's root: a shell that is told
+    /// where that is, and programs that write down what they were told.
     fn run(root: &Path) -> Output {
         let text = VENDOR_DATA.strip_prefix("#cloud-boothook\n").expect("a boothook");
         let there = |text: &str, directory: &str| {

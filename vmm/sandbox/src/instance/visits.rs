@@ -1,5 +1,5 @@
-//! An agent that is a service of a guest with an init of its own: it comes late in the guest's boot,
-//! goes with its end, and comes again with the next.
+//! An agent that is a service of a guest with an init of its own: it comes late in the guest's
+//! boot, goes with its end, and comes again with the next.
 
 use std::time::Duration;
 

@@ -187,8 +187,8 @@ impl Keeper {
         }
     }
 
-    /// Asks the guest's agent, if there is one, to have the guest switch itself off, and presses the
-    /// power button from the second time on, or at once if nobody takes the wish, until nobody
+    /// Asks the guest's agent, if there is one, to have the guest switch itself off, and presses
+    /// the power button from the second time on, or at once if nobody takes the wish, until nobody
     /// wants it any more, also of a machine in a pause. Comes back if there is neither.
     fn press_again_and_again(
         self: &Arc<Self>,
