@@ -135,6 +135,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("layout", 3),
             ("files", 4),
             ("user", 4),
+            ("cloud_init", 4),
             ("loaders", 4),
             ("drivers", 5),
             ("plan", 6),

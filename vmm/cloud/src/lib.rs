@@ -11,6 +11,7 @@
 mod answering;
 mod asking;
 pub mod bls;
+mod cloud_init;
 mod drivers;
 mod entry;
 mod error;

@@ -3,6 +3,7 @@
 use nelly_disk::fs::FsKind;
 use serde::{Deserialize, Serialize};
 
+use crate::cloud_init;
 use crate::drivers::{self, Drivers};
 use crate::entry::{BootEntry, Loader};
 use crate::error::CloudError;
@@ -82,6 +83,7 @@ pub fn find_entry(
         });
     }
     notes.extend(root_notes(image, &command_line));
+    notes.extend(cloud_init::notes(image, &command_line));
     let drivers = drivers::look(image, entry, &mut notes)?;
     Ok(BootPlan {
         loader: found.loader,

@@ -269,6 +269,43 @@ fn ubuntu_s_layout_has_boot_of_its_own() {
 }
 
 #[test]
+fn an_image_whose_cloud_init_reads_no_seed_is_told() {
+    let notes = |files: Tree<'_>, words: &str| {
+        let mut tree = vec![
+            ("etc/fstab", text("/dev/vda1 / ext4 rw 0 1\n")),
+            ("boot/vmlinuz-1", kernel("1")),
+            ("boot/initrd.img-1", ready("1")),
+            ("lib/modules/1/modules.dep", text("")),
+        ];
+        let cfg = format!(
+            "menuentry x {{ linux /boot/vmlinuz-1 root=/dev/vda1 {words}\n initrd /boot/initrd.img-1\n}}\n"
+        );
+        tree.push(("boot/grub/grub.cfg", text(&cfg)));
+        tree.extend(files);
+        let disk = disk("gpt", &[(1, LINUX, Fill::Ext(ROOT_UUID, "root", tree))]);
+        let notes = plan(&disk).notes;
+        notes.into_iter().filter(|note| note.contains("cloud-init")).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(notes(vec![], "ro"), "");
+    assert!(notes(vec![], "ro cloud-init=disabled").contains("on the command line"));
+    assert!(notes(vec![("etc/cloud/cloud-init.disabled", text(""))], "").contains("cloud-init.disabled"));
+    let identify = notes(vec![("etc/cloud/ds-identify.cfg", text("policy: disabled\n"))], "");
+    assert!(identify.contains("policy: disabled in /etc/cloud/ds-identify.cfg"), "{identify}");
+    // The last file counts.
+    let files = |last: &str| {
+        vec![
+            ("etc/cloud/cloud.cfg", text("datasource_list: [ NoCloud ]\n")),
+            ("etc/cloud/cloud.cfg.d/05_x.cfg", text("datasource_list: [ Azure ]\n")),
+            ("etc/cloud/cloud.cfg.d/90_dpkg.cfg", text(last)),
+            ("etc/cloud/cloud.cfg.d/README", text("datasource_list: [ None ]\n")),
+        ]
+    };
+    let azure = notes(files("# nothing\n"), "");
+    assert!(azure.contains("asks only [ Azure ] (/etc/cloud/cloud.cfg.d/05_x.cfg)"), "{azure}");
+    assert_eq!(notes(files("datasource_list: [ NoCloud, Ec2, None ]\n"), ""), "");
+}
+
+#[test]
 fn without_a_configuration_the_newest_kernel_is_taken() {
     let disk = ubuntu(vec![
         ("vmlinuz-6.8.0-9-generic", kernel("6.8.0-9-generic")),
