@@ -158,6 +158,11 @@ pub(crate) fn refuse_flags(flags: &DiskPullArgs) -> Result<()> {
 /// # Errors
 /// It cannot be fetched.
 pub(crate) fn image(args: &BootArgs, context: &Context) -> Result<Option<BootArgs>> {
+    if !args.machine.dry_run {
+        for disk in &args.disk {
+            note_overlay(disk, &cache(context))?;
+        }
+    }
     let Some(text) = args.image.as_deref() else { return Ok(None) };
     let mut words = boot_disk::split(text);
     let word = words.remove(0);
@@ -216,6 +221,16 @@ pub(crate) fn image(args: &BootArgs, context: &Context) -> Result<Option<BootArg
     words.insert(0, path);
     let words: Vec<String> = words.into_iter().map(|word| word.replace(',', ",,")).collect();
     Ok(Some(BootArgs { image: Some(words.join(",")), ..args.clone() }))
+}
+
+/// Remembers that the overlay of a `--disk` needs the fetched image that it lies above, if it does.
+fn note_overlay(text: &str, cache: &DiskCache) -> Result<()> {
+    let words = boot_disk::split(text);
+    let overlay = words.iter().find_map(|word| word.strip_prefix("overlay="));
+    if let (Some(path), Some(overlay)) = (words.first(), overlay) {
+        cache.note_overlay(Path::new(path), Path::new(overlay))?;
+    }
+    Ok(())
 }
 
 /// Where fetched images are.

@@ -94,6 +94,9 @@ impl DiskCache {
     /// # Errors
     /// It cannot be written down.
     pub fn note_overlay(&self, disk: &Path, overlay: &Path) -> Result<(), FetchError> {
+        // By its own name, whatever link or working directory leads to it. What cannot be found is
+        // none of these, and is refused by whoever opens it.
+        let Ok(disk) = disk.canonicalize() else { return Ok(()) };
         let (Some(place), Some(name)) = (disk.parent(), disk.file_name().and_then(|name| name.to_str()))
         else {
             return Ok(());

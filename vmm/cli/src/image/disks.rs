@@ -16,7 +16,8 @@ use crate::{fetch, out, table};
 
 /// Hexadecimal digits of a short id.
 const SHORT: usize = 12;
-/// Fewest that name a disk.
+/// Fewest that name a disk after `sha256:`. Without that a word of digits may be an image's name,
+/// and only a whole short id is one of a disk.
 const FEWEST: usize = 4;
 
 /// All of them, the youngest first.
@@ -56,8 +57,8 @@ pub(super) fn print(disks: &[KeptDisk], whole: bool) -> Result<()> {
 /// # Errors
 /// It names several.
 pub(super) fn find(disks: Vec<KeptDisk>, word: &str) -> Result<Option<KeptDisk>> {
-    let hex = word.strip_prefix("sha256:").unwrap_or(word);
-    let digits = hex.len() >= FEWEST && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let (hex, fewest) = word.strip_prefix("sha256:").map_or((word, SHORT), |hex| (hex, FEWEST));
+    let digits = hex.len() >= fewest && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     let named = |disk: &KeptDisk| {
         disk.path == Path::new(word)
             || disk.path.file_name().is_some_and(|name| name == word)

@@ -134,9 +134,6 @@ pub(super) fn ls(args: &LsArgs, context: &Context) -> Result<ExitCode> {
         for (image, _) in rows.iter().filter(|(image, _)| seen.insert(image.descriptor.digest)) {
             out::line(id(image))?;
         }
-        for disk in &disks {
-            out::line(disks::id(disk, args.no_trunc))?;
-        }
         return Ok(ExitCode::SUCCESS);
     }
     let none = || "<none>".to_owned();
