@@ -84,6 +84,10 @@ const ATTEMPTS: &[Attempt] = &[
     ("send a file to its caller", Ends::With("sendmsg"), |_| call(libc::SYS_sendmsg, [0; 3])),
     ("receive a file", Ends::With("number"), |_| call(libc::SYS_recvmsg, [0; 3])),
     ("run a program", Ends::With("execve"), |_| call(libc::SYS_execve, [0; 3])),
+    ("make a thread", Ends::With("clone"), |_| {
+        let thread = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+        call(libc::SYS_clone, [thread as usize, 0, 0])
+    }),
     ("make a process", Ends::With("clone"), |_| call(libc::SYS_clone, [libc::SIGCHLD as usize, 0, 0])),
     ("end its caller", Ends::With("kill"), |open| Ok(kill_process(open.caller, Signal::TERM)?)),
     ("trace", Ends::With("ptrace"), |_| call(libc::SYS_ptrace, [0; 3])),

@@ -11,7 +11,7 @@ use nelly_image::Order;
 use nelly_image::trusted::TrustedDir;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
 
 use super::ConfineError;
 
@@ -46,17 +46,21 @@ pub(super) fn confine(order: &Order) -> Result<Vec<&'static str>, ConfineError> 
 pub(super) fn confine_to_streams() -> Result<Vec<&'static str>, ConfineError> {
     // What is open needs no rule.
     let restrict = || Ok(tree::version() > 0 && tree::restrict_to(&[])? > 0);
-    setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) })
-        .map_err(|error| ConfineError { layer: "limits", source: error.into() })?;
+    limit(Resource::As, MEMORY)?;
     layers(CapabilitySet::empty(), restrict, Files::Open)
+}
+
+/// Lowers a limit; one that is lower stays.
+fn limit(resource: Resource, most: u64) -> Result<(), ConfineError> {
+    let most = getrlimit(resource).maximum.map_or(most, |hard| hard.min(most));
+    setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
+        .map_err(|error| ConfineError { layer: "limits", source: error.into() })
 }
 
 pub(super) fn confine_to_images(most_written: u64) -> Result<Vec<&'static str>, ConfineError> {
     let restrict = || Ok(tree::version() > 0 && tree::restrict_to(&[])? > 0);
-    for (resource, most) in [(Resource::As, MEMORY), (Resource::Fsize, most_written)] {
-        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
-            .map_err(|error| ConfineError { layer: "limits", source: error.into() })?;
-    }
+    limit(Resource::As, MEMORY)?;
+    limit(Resource::Fsize, most_written)?;
     layers(CapabilitySet::empty(), restrict, Files::Images)
 }
 
@@ -233,9 +237,11 @@ fn calls(files: Files) -> io::Result<program::BpfProgram> {
     put(libc::SYS_mmap, these(&[&[(2, data)]]))?;
     put(libc::SYS_mprotect, these(&[&[(2, data)]]))?;
     // A stream is decompressed by a thread; the C library makes it by the older call when the newer
-    // one, whose flags are in memory, is not there.
-    put(libc::SYS_clone3, Ways::Error(NO_CALL))?;
-    put(libc::SYS_clone, these(&[&[(0, program::MAKES_A_THREAD)]]))?;
+    // one, whose flags are in memory, is not there. An image is read by one thread.
+    if files != Files::Images {
+        put(libc::SYS_clone3, Ways::Error(NO_CALL))?;
+        put(libc::SYS_clone, these(&[&[(0, program::MAKES_A_THREAD)]]))?;
+    }
     put(
         libc::SYS_prctl,
         these(&[&[(0, Must::Be(bits(libc::PR_SET_NAME)))], &[(0, Must::Be(bits(libc::PR_GET_NAME)))]]),
