@@ -134,11 +134,16 @@ fn too_large(bytes: u64, choice: &Choice<'_>, path: &Path) -> Error {
     Hint::error(message, "give the machine more memory with --memory")
 }
 
+/// Notes that are shown, and bytes of each: an image says what its files are called.
+const NOTES_SHOWN: usize = 64;
+const NOTE_SHOWN: usize = 1024;
+
 /// Says what a user cannot see in the guest.
 fn tell(plan: &BootPlan, choice: &Choice<'_>, disk: &DiskFlag) {
     let path = disk.path().display();
-    for note in &plan.notes {
-        out::message(format_args!("{path}: {note}"));
+    for note in plan.notes.iter().take(NOTES_SHOWN) {
+        let end = note.floor_char_boundary(NOTE_SHOWN);
+        out::message(format_args!("{path}: {}", &note[..end]));
     }
     if choice.kernel.is_none() && choice.initrd.is_none() {
         for driver in plan.drivers.missing() {

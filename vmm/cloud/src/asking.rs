@@ -24,6 +24,9 @@ const GRACE: Duration = Duration::from_secs(5);
 const WORDS_MAX: u64 = 64 << 10;
 const WORDS_SHOWN: usize = 400;
 
+/// Bytes of a refusal that are shown.
+const SENTENCE_MAX: usize = 4096;
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -198,12 +201,21 @@ fn ended(how: String) -> AskError {
 /// What is no answer to what was asked.
 fn refusal(said: Said) -> AskError {
     match said {
-        Said::Nothing(words) => AskError::Nothing(words),
-        Said::NoEntry(words) => AskError::NoEntry(words),
+        Said::Nothing(words) => AskError::Nothing(short(words)),
+        Said::NoEntry(words) => AskError::NoEntry(short(words)),
         Said::TooLarge(bytes) => AskError::TooLarge(bytes),
-        Said::Refused(words) => AskError::Refused(words),
+        Said::Refused(words) => AskError::Refused(short(words)),
         Said::Found(_) | Said::User(_) => ended("answers what it was not asked".to_owned()),
     }
+}
+
+/// A sentence that fills no terminal: an image says what its titles and paths are.
+fn short(words: String) -> String {
+    if words.len() <= SENTENCE_MAX {
+        return words;
+    }
+    let end = words.floor_char_boundary(SENTENCE_MAX);
+    format!("{} ... (cut)", &words[..end])
 }
 
 /// The end of what was said, without control characters.
