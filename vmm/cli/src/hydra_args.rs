@@ -31,7 +31,7 @@ pub(crate) struct IsolatedArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "The environment variables of the Hydra scripts describe the machine. docs/hydra-variables.md lists them; nelly config show host prints what they say. \
-        k3s is not installed yet.\n\
+        k3s is installed where ENABLE_K3S_DIOD=1 and K3S_VERSION_INSTALL names its program on this host.\n\
         Image: a file in DEFAULT_DIR_IMAGE (image-host). If it is not there, it is fetched from DEFAULT_IMAGE_SOURCE_URL, once.\n\
         Login: ssh -p 5555 VM_USERNAME@localhost with a key; the console takes the password. The default one works on the console alone.\n\
         Stop: sudo poweroff in the guest. Ctrl-A x ends the machine at once, as a loss of power does.\n\

@@ -210,6 +210,12 @@ fn what_cannot_be_is_said_with_what_to_do() {
         (&["isolated", "--dry-run", "--", "--cpus", "3"], &[], 125, "the flags for nelly boot: "),
         (&["isolated", "--dry-run", "--", "--frobnicate"], &[], 125, "'--frobnicate'"),
         (&["isolated", "web"], &[], 125, "'web'"),
+        (
+            &["host", "--dry-run"],
+            &[("ENABLE_K3S_DIOD", "1"), ("K3S_VERSION_INSTALL", "/usr/bin/")],
+            125,
+            "/usr/bin/ is no file, and it is to be the program of k3s",
+        ),
         (&["config", "show", "web"], &[], 2, "isolated-bare"),
         (
             &["isolated"],

@@ -7,6 +7,8 @@ use crate::grammar;
 use crate::setting::{Reader, Setting};
 use crate::share::{Missing, Share};
 
+/// The tag of the share with the program.
+pub const K3S: &str = "k3s";
 /// Where the share with the program is in the guest.
 const SHARED: &str = "/opt/nelly/k3s";
 /// What a share of one file calls it.
@@ -46,7 +48,7 @@ pub(crate) fn k3s(reader: &mut Reader<'_>) -> Result<Option<Setting<PathBuf>>, H
 /// The share by which the program comes into the guest.
 pub(crate) fn share(program: &Setting<PathBuf>) -> Setting<Share> {
     program.with(Share {
-        tag: "k3s".to_owned(),
+        tag: K3S.to_owned(),
         host: program.value.clone(),
         guest: SHARED.to_owned(),
         read_only: true,

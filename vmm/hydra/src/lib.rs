@@ -18,7 +18,7 @@ mod variables;
 pub use containerd::containerd_lines;
 pub use error::HydraError;
 pub use grammar::show_size;
-pub use k3s::k3s_lines;
+pub use k3s::{K3S, k3s_lines};
 pub use machine::{ArtifactLogin, Bare, Boots, Image, Keys, Login, Machine, Network, Port};
 pub use rows::Row;
 pub use setting::{Host, Platform, Profile, Setting, Source};

@@ -149,7 +149,11 @@ pub const VARIABLES: &[Variable] = &[
         "the machine is not started again after its first start: a new kernel is taken when it is started the next time",
     ),
     nothing("ENABLE_VIRTIO_GPU", "0", GPU),
-    later("ENABLE_VSOCK_LINUX", "0", "machines of cloud images and bare kernels have no vsock device"),
+    later(
+        "ENABLE_VSOCK_LINUX",
+        "0",
+        "machines of cloud images have a vsock device with -d --agent alone, those of bare kernels none",
+    ),
     sets("EXTERNAL_9P_KUBELET_MOUNTS", "0", "shares"),
     nothing("GVPROXY_HTTP_PORT", "", GVPROXY),
     later(

@@ -7,7 +7,7 @@ mod show;
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nelly_hydra::{Boots, Host, Machine, Missing, Platform, Profile, Share, Source};
 pub(crate) use show::show;
 
@@ -126,6 +126,9 @@ fn shares(machine: &Machine, makes: bool) -> Result<Vec<&Share>> {
             }
             Missing::Create if makes => std::fs::create_dir_all(&share.host)
                 .with_context(|| format!("cannot make {path}, which is to be shared with the guest"))?,
+            Missing::Refuse if share.tag == nelly_hydra::K3S && !share.host.is_file() => {
+                bail!("{path} is no file, and it is to be the program of k3s");
+            }
             Missing::Refuse | Missing::Skip | Missing::Create => {}
         }
         shares.push(share);
