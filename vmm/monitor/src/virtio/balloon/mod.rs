@@ -230,8 +230,13 @@ impl Worker for BalloonWorker {
 /// Gives back what a report says is free, and returns its bytes. Segments of a chain lie inside
 /// memory, but need not be pages: what is not a whole one is kept.
 fn give_back(chain: &Chain, slots: &[Slot], counters: &Counters, interrupt: &Interrupt) -> u64 {
+    // A chain can name the same memory again and again, for as long as it has descriptors.
+    let most: u64 = slots.iter().map(Slot::len).sum();
     let mut reported = 0;
     for segment in chain.writable() {
+        if reported >= most {
+            break;
+        }
         reported += u64::from(segment.len);
         counters.reported.fetch_add(segment.len.into(), Ordering::Relaxed);
         for slot in slots {

@@ -224,6 +224,16 @@ fn large_reports_leave_the_loop_to_others_in_between() {
 }
 
 #[test]
+fn a_report_of_more_than_all_memory_holds_the_loop_no_longer_than_one_of_all() {
+    let ram = ram(Backing::Anonymous);
+    let (_device, view, mut bench) = start(&ram, ALL);
+    offer(&mut bench.queues[REPORTS], &[(FREE, 100 * MIB, WRITE); 30]);
+    bench.kick(REPORTS);
+    // Memory has 168 MiB.
+    assert_eq!(counts(&view), (200 * MIB, 200 * MIB));
+}
+
+#[test]
 fn goes_on_where_it_was_after_a_pause() {
     let ram = ram(Backing::Anonymous);
     let (mut device, view, mut bench) = start(&ram, ALL);
