@@ -541,6 +541,16 @@ mod tests {
             }
             assert!(matches!(agent.stats("machine").await, Err(AgentError::Awaited)));
         }
+        // One that reads nothing: a call that is given up in the middle of its writing ends the
+        // connection, which nobody reads then.
+        let (host, _guest) = tokio::io::duplex(8);
+        agent.come(&Agent::over(host));
+        assert!(
+            tokio::time::timeout(std::time::Duration::from_millis(50), agent.stats("machine")).await.is_err()
+        );
+        while agent.is_there() {
+            tokio::task::yield_now().await;
+        }
         let absent = Agent::absent();
         absent.come(&Agent::absent());
         assert!(!absent.is_there() && !absent.comes_and_goes());

@@ -101,6 +101,13 @@ impl<S> Guard<S> {
     }
 }
 
+/// A connection that ends by a failed write is not read any more.
+impl<S> Drop for Guard<S> {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     fn poll_read(
         self: Pin<&mut Self>,
