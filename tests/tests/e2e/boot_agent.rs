@@ -80,7 +80,15 @@ fn an_agent_of_the_seed_serves_a_machine_with_its_own_init() {
     ask(&[&words[..], &more].concat()).expect(0);
     let early = ask(&["exec", "web", "true"]);
     assert!(early.code != 0 && said(&early).contains("is not there yet"), "{}", said(&early));
-    assert!(!socket.exists(), "a relay listens once it leads somewhere");
+    // Its relay has its address, and leads nowhere yet.
+    let limit = Instant::now() + LIMIT;
+    while !socket.exists() {
+        assert!(Instant::now() < limit, "no relay listens");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let mut nobody = UnixStream::connect(&socket).unwrap();
+    nobody.set_read_timeout(Some(LIMIT)).unwrap();
+    assert_eq!(nobody.read(&mut [0]).unwrap_or(0), 0);
 
     typed(&home, "go\n", "going");
     let answers = |count: &str| {

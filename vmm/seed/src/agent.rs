@@ -37,6 +37,7 @@ modprobe -q vmw_vsock_virtio_transport || true
 cat >"$unit" <<'UNIT' || fail "$unit cannot be written"
 [Unit]
 Description=Nelly's agent, which this machine's host calls
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart=/usr/local/sbin/nelly-agent --service

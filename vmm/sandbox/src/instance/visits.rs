@@ -1,6 +1,7 @@
 //! An agent that is a service of a guest with an init of its own: it comes late in the guest's
 //! boot, goes with its end, and comes again with the next.
 
+use std::io;
 use std::time::Duration;
 
 use nelly_protocol::{MACHINE, ports};
@@ -9,7 +10,7 @@ use nelly_vmm::machine::VsockListener;
 use super::waits::{accept, answered};
 use super::{Sandbox, SandboxError, entropy, host, now_unix_ns, what};
 use crate::agent::Agent;
-use crate::spec::relay::Relay;
+use crate::spec::relay::{Relay, Side};
 
 /// How long an agent may take to be connected and to answer its first call.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,8 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 
 impl Sandbox {
-    /// Greets the guest's agent whenever it has come, and lets `relays` lead to the guest from then
-    /// on, until the machine ends. Comes back at once if the guest has none that comes and goes.
+    /// Greets the guest's agent whenever it has come, and lets `relays` lead to the guest while it
+    /// is there, until the machine ends. Those that listen on this host do so all the time, so that
+    /// nobody else takes their addresses. Comes back at once if the guest has none that comes and
+    /// goes.
     ///
     /// # Errors
     /// The monitor does not listen for it, or has ended.
@@ -28,23 +31,37 @@ impl Sandbox {
         if !self.agent.comes_and_goes() {
             return Ok(());
         }
+        let (inward, outward): (Vec<_>, Vec<_>) =
+            relays.iter().cloned().partition(|relay| relay.listens == Side::Host);
+        self.lead(&inward).await;
+        let stay = self.served().len();
         let mut hints = self.during(self.hints()).await?;
         loop {
-            let hint = async { accept(&mut hints).await.map_err(host("cannot listen for the agent")) };
             // What was said is not looked at: whoever it was, the agent's own port is asked.
-            drop(self.during(hint).await?);
+            let hint = self.during(async { Ok::<_, SandboxError>(accept(&mut hints).await) }).await?;
+            match hint.map(drop) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(host("cannot listen for the agent")(error));
+                }
+                // Without a descriptor that one is lost, and others come.
+                Err(_) => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                Ok(()) => {}
+            }
             // One that is there has not come again, and those who wait for it go on.
             if self.agent.is_there() {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
             // Those of the agent that is gone.
-            self.end_relays();
+            self.served().truncate(stay);
             let met = tokio::time::timeout(PATIENCE, self.greet_service()).await;
             // One that does not answer, or is none, may come later.
             if let Ok(Ok(agent)) = met {
                 self.agent.come(&agent);
-                self.lead(relays).await;
+                self.lead(&outward).await;
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -70,7 +87,8 @@ impl Sandbox {
         Ok(agent)
     }
 
-    /// Serves `relays`. One that cannot listen is left out: its address tells that nobody is there.
+    /// Serves `relays`. One that cannot listen is left out: those of this host were tried before
+    /// the machine started.
     async fn lead(&self, relays: &[Relay]) {
         for relay in relays {
             let one = std::slice::from_ref(relay);
