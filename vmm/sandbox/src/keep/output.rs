@@ -127,7 +127,7 @@ impl Output {
         ring.push(source, bytes);
         let end = ring.end();
         drop(ring);
-        self.news.send_modify(|news| news.end = end);
+        self.news.send_modify(|news| news.end = news.end.max(end));
     }
 
     /// Nothing will ever be said any more: attachments end once they have read all.
@@ -142,14 +142,20 @@ impl Output {
         self.news.borrow().end
     }
 
-    /// Waits until the reader that sets the pace would lose nothing by one more chunk. It is waited
+    /// Whether somebody sets the pace who has not read all.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        self.pace.borrow().is_some_and(|read| read < self.end())
+    }
+
+    /// Waits until the reader that sets the pace would lose nothing by one more chunk of standard
+    /// output and one of standard error, which come by themselves. It is waited
     /// for as long as it reads; one that reads nothing for [`PATIENCE`] sets no pace until it does.
     async fn keep_pace(&self) {
         let mut pace = self.pace.subscribe();
-        let held = u64::try_from(HELD - CHUNK).expect("a count of bytes in memory fits 64 bits");
         loop {
             let Some(read) = *pace.borrow_and_update() else { return };
-            if self.end() - read <= held {
+            if self.ring().has_room_for(2, CHUNK, read) {
                 return;
             }
             if tokio::time::timeout(PATIENCE, pace.changed()).await.is_err() {
@@ -385,6 +391,48 @@ mod tests {
         more.await.unwrap();
         pump.await.unwrap().unwrap();
         assert!(!output.has_client());
+    }
+
+    /// Both streams at once, in pieces that are small on one of them.
+    #[tokio::test]
+    async fn a_slow_reader_of_two_streams_loses_nothing() {
+        for piece in [CHUNK, 3] {
+            let output = Output::new(Box::new(|_, _| {}));
+            let (mut near, mut far) = tokio::net::UnixStream::pair().unwrap();
+            let serving = {
+                let output = Arc::clone(&output);
+                tokio::spawn(async move { output.serve_all(&mut far).await })
+            };
+            tokio::task::yield_now().await;
+            let total = if piece == CHUNK { 8 * HELD } else { piece * 8 * 4096 };
+            let mut pumps = tokio::task::JoinSet::new();
+            for source in [Source::Output, Source::Error] {
+                let (mut guest, theirs) = tokio::io::duplex(piece);
+                pumps.spawn(Arc::clone(&output).pump(theirs, source));
+                let bytes = vec![7; piece];
+                pumps.spawn(async move {
+                    for _ in 0..total / piece {
+                        guest.write_all(&bytes).await?;
+                    }
+                    Ok(())
+                });
+            }
+            let ends = {
+                let output = Arc::clone(&output);
+                async move {
+                    while let Some(done) = pumps.join_next().await {
+                        done.unwrap().unwrap();
+                    }
+                    output.finish();
+                }
+            };
+            let (came, ()) = tokio::join!(frames(&mut near, |_| false), ends);
+            for source in [Source::Output, Source::Error] {
+                let (lost, all) = all_of(&came, source);
+                assert_eq!((lost, all.len()), (0, total), "pieces of {piece}");
+            }
+            serving.await.unwrap().unwrap();
+        }
     }
 
     #[tokio::test(start_paused = true)]

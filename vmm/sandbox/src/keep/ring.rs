@@ -84,6 +84,14 @@ impl Ring {
         }
     }
 
+    /// Whether a reader at `position` loses nothing by so many more pieces of at most so many bytes.
+    #[must_use]
+    pub fn has_room_for(&self, pieces: usize, most: usize, position: u64) -> bool {
+        let before = self.runs.partition_point(|run| run.begin <= position).saturating_sub(1);
+        let bytes = self.end().saturating_sub(position) + wide(pieces * most);
+        bytes <= wide(self.most) && self.runs.len() - before + pieces <= RUNS_MOST
+    }
+
     /// Copies the next bytes of one source for a reader into `into`, which has room, and moves its
     /// `position`. `None`: it has read all.
     pub fn read(&self, position: &mut u64, into: &mut [u8]) -> Option<Piece> {
@@ -159,7 +167,12 @@ mod tests {
                 match step {
                     Step::Push(source, bytes) => {
                         all.extend(bytes.iter().map(|byte| (source, *byte)));
+                        let safe: Vec<bool> =
+                            readers.iter().map(|at| ring.has_room_for(1, bytes.len(), *at)).collect();
                         ring.push(source, &bytes);
+                        for (at, safe) in readers.iter().zip(safe) {
+                            prop_assert!(!safe || *at >= ring.begin);
+                        }
                     }
                     Step::Read(reader, times, room) => {
                         let count = readers.len();
@@ -185,6 +198,8 @@ mod tests {
             ring.push(Source::Error, b"e");
         }
         assert_eq!(ring.runs.len(), RUNS_MOST);
+        // The oldest run goes with the next change of streams, and with it its one byte.
+        assert!(!ring.has_room_for(1, 1, ring.begin) && ring.has_room_for(1, 1, ring.begin + 1));
         let mut position = 0;
         assert_eq!(ring.read(&mut position, &mut [0]), Some(Piece::Lost(wide(RUNS_MOST))));
         assert_eq!(ring.read(&mut position, &mut [0; 9]), Some(Piece::Bytes(Source::Output, 1)));

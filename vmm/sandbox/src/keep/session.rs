@@ -66,8 +66,10 @@ impl Session {
                 match tokio::time::timeout(LAST_OUTPUT, pumps.join_next()).await {
                     Ok(Some(_)) => {}
                     Ok(None) => return,
-                    // A client that reads slowly holds it up.
-                    Err(_) if self.output.end() > seen => seen = self.output.end(),
+                    // A client that reads slowly holds it up, and nothing else does.
+                    Err(_) if self.output.is_waited_for() && self.output.end() > seen => {
+                        seen = self.output.end();
+                    }
                     Err(_) => return,
                 }
             }
