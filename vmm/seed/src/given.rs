@@ -1,5 +1,7 @@
 //! Texts of the user's own, which go into a seed as they are.
 
+use saphyr_parser::{Event, Parser};
+
 use crate::error::SeedError;
 
 /// Bytes of a text at most.
@@ -30,7 +32,8 @@ const GZIP: &[u8] = &[0x1f, 0x8b];
 /// machine comes up as if there were none.
 ///
 /// # Errors
-/// It does not begin as any kind of user data does, or has more than 16 MiB.
+/// It does not begin as any kind of user data does, is a `#cloud-config` that is no mapping of YAML,
+/// or has more than 16 MiB.
 pub fn check_user_data(data: &[u8]) -> Result<(), SeedError> {
     size(data)?;
     // Nothing is to be done, which is a wish, too.
@@ -45,7 +48,9 @@ pub fn check_user_data(data: &[u8]) -> Result<(), SeedError> {
         || BEGINNINGS.iter().any(|beginning| start.starts_with(beginning))
         || small.contains(MAIL);
     if known {
-        return Ok(());
+        let is_config = start.strip_prefix(HEADS[0]).is_some_and(is_word);
+        // With parts of a mail behind it, it is a mail.
+        return if is_config && !small.contains(MAIL) { check_config(data) } else { Ok(()) };
     }
     let line = head.trim_start().lines().next().unwrap_or_default();
     let hint = if line.starts_with('\u{feff}') {
@@ -61,10 +66,48 @@ pub fn check_user_data(data: &[u8]) -> Result<(), SeedError> {
     )))
 }
 
+/// Checks that cloud-init can read a `#cloud-config`.
+fn check_config(data: &[u8]) -> Result<(), SeedError> {
+    let text = std::str::from_utf8(data).map_err(|_| SeedError::Text("is no text in UTF-8".to_owned()))?;
+    match parsed(text)? {
+        // Comments alone: nothing is to be done.
+        None | Some(Kind::Mapping) => Ok(()),
+        Some(Kind::Other) => Err(SeedError::Text(
+            "is a #cloud-config, and what follows is no mapping of YAML (lines as `packages: [curl]`)"
+                .to_owned(),
+        )),
+    }
+}
+
+/// What the first document of a text in YAML is.
+enum Kind {
+    Mapping,
+    Other,
+}
+
+/// Reads YAML to its end; anchors are not followed, so that it costs what its length says.
+fn parsed(text: &str) -> Result<Option<Kind>, SeedError> {
+    let mut kind = None;
+    for event in Parser::new_from_str(text) {
+        let (event, _) = event.map_err(|error| {
+            let at = error.marker();
+            let (line, column) = (at.line(), at.col() + 1);
+            SeedError::Text(format!("is no YAML: line {line}, column {column}: {}", error.info()))
+        })?;
+        kind = kind.or(match event {
+            Event::MappingStart(..) => Some(Kind::Mapping),
+            Event::Scalar(value, ..) if value == "~" => None,
+            Event::Scalar(..) | Event::SequenceStart(..) | Event::Alias(..) => Some(Kind::Other),
+            _ => None,
+        });
+    }
+    Ok(kind)
+}
+
 /// Checks metadata or a network configuration: text, so that it can be YAML or JSON.
 ///
 /// # Errors
-/// It is empty, not UTF-8, has control characters that YAML does not, or more than 16 MiB.
+/// It is empty, not UTF-8, no YAML, or has more than 16 MiB.
 pub fn check_yaml(data: &[u8]) -> Result<(), SeedError> {
     size(data)?;
     let text = std::str::from_utf8(data).map_err(|_| SeedError::Text("is no text in UTF-8".to_owned()))?;
@@ -76,7 +119,7 @@ pub fn check_yaml(data: &[u8]) -> Result<(), SeedError> {
         let line = text[..index].matches('\n').count() + 1;
         return Err(SeedError::Text(format!("has a control character in line {line}, and is no YAML")));
     }
-    Ok(())
+    parsed(text).map(drop)
 }
 
 fn size(data: &[u8]) -> Result<(), SeedError> {
@@ -127,8 +170,42 @@ mod tests {
     }
 
     #[test]
+    fn a_cloud_config_is_a_mapping_of_yaml() {
+        for good in [
+            "#cloud-config\n# nothing\n",
+            "#cloud-config\n---\nusers:\n- default\n- {name: ada, sudo: 'ALL=(ALL) NOPASSWD:ALL'}\n",
+            "#cloud-config\nwrite_files:\n- path: /etc/motd\n  content: |\n    {{ not a template }}\n    a: b: c\n",
+            "#cloud-config\nruncmd:\n  - [sh, -c, \"echo 'a: b' > /x\"]\n  - &x |\n   y\n  - *x\n",
+            "#cloud-config\n{\"packages\": [\"curl\"]}\n",
+        ] {
+            assert_eq!(check_user_data(good.as_bytes()), Ok(()), "{good:?}");
+        }
+        for (bad, what) in [
+            ("#cloud-config\npackages: [curl\n", "is no YAML: line "),
+            ("#cloud-config\nusers:\n\t- default\n", "is no YAML: line 3"),
+            ("#cloud-config\nruncmd:\n- echo a: b\n c: d\n", "is no YAML: line 4"),
+            ("#cloud-config\napt install curl\n", "no mapping of YAML"),
+            ("#cloud-config\n- curl\n", "no mapping of YAML"),
+        ] {
+            let error = check_user_data(bad.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(what), "{bad:?}: {error}");
+        }
+        assert!(check_user_data(b"#cloud-config\na: \xff\n").is_err());
+        // Nothing is expanded, and depth costs memory alone.
+        let deep = format!("#cloud-config\na: {}", "[".repeat(1 << 16));
+        assert!(check_user_data(deep.as_bytes()).is_err());
+        let mut bomb = "#cloud-config\na0: &a0 [x]\n".to_owned();
+        for level in 1..64 {
+            let below = format!("*a{}, ", level - 1).repeat(10);
+            bomb.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+        }
+        assert_eq!(check_user_data(bomb.as_bytes()), Ok(()));
+    }
+
+    #[test]
     fn metadata_is_text() {
-        assert_eq!(check_yaml(b"instance-id: a\n\tb\r\n"), Ok(()));
+        assert_eq!(check_yaml(b"instance-id: a\nlocal-hostname: b\r\n"), Ok(()));
+        assert!(check_yaml(b"a: [\n").unwrap_err().to_string().contains("is no YAML: line "));
         for (bad, what) in
             [(&b""[..], "empty"), (b" \n", "empty"), (b"\xff", "UTF-8"), (b"a\nb\x07\n", "line 2")]
         {
