@@ -32,8 +32,8 @@ const GZIP: &[u8] = &[0x1f, 0x8b];
 /// machine comes up as if there were none.
 ///
 /// # Errors
-/// It does not begin as any kind of user data does, is a `#cloud-config` that is no mapping of YAML,
-/// or has more than 16 MiB.
+/// It does not begin as any kind of user data does, is a `#cloud-config` that is no mapping of
+/// YAML, or has more than 16 MiB.
 pub fn check_user_data(data: &[u8]) -> Result<(), SeedError> {
     size(data)?;
     // Nothing is to be done, which is a wish, too.

@@ -85,8 +85,8 @@ const ATTEMPTS: &[Attempt] = &[
     ("receive a file", Ends::With("number"), |_| call(libc::SYS_recvmsg, [0; 3])),
     ("run a program", Ends::With("execve"), |_| call(libc::SYS_execve, [0; 3])),
     ("make a thread", Ends::With("clone"), |_| {
-        let thread = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
-        call(libc::SYS_clone, [thread as usize, 0, 0])
+        const THREAD: usize = (libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD) as usize;
+        call(libc::SYS_clone, [THREAD, 0, 0])
     }),
     ("make a process", Ends::With("clone"), |_| call(libc::SYS_clone, [libc::SIGCHLD as usize, 0, 0])),
     ("end its caller", Ends::With("kill"), |open| Ok(kill_process(open.caller, Signal::TERM)?)),

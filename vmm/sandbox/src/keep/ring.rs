@@ -84,7 +84,8 @@ impl Ring {
         }
     }
 
-    /// Whether a reader at `position` loses nothing by so many more pieces of at most so many bytes.
+    /// Whether a reader at `position` loses nothing by so many more pieces of at most so many
+    /// bytes.
     #[must_use]
     pub fn has_room_for(&self, pieces: usize, most: usize, position: u64) -> bool {
         let before = self.runs.partition_point(|run| run.begin <= position).saturating_sub(1);
