@@ -163,13 +163,14 @@ fn bind_unix(path: &Path) -> io::Result<(UnixListener, Made)> {
     let made = unix::reached(path, |short| {
         rustix::net::bind(socket.as_fd(), &SocketAddrUnix::new(short)?)?;
         let found = short.symlink_metadata()?;
+        // From here on it is removed when something fails.
+        let made = Made { path: path.to_owned(), made: (found.dev(), found.ino()) };
         if given.is_err() {
             // Where sockets have no mode of their own, as on macOS.
             std::fs::set_permissions(short, std::fs::Permissions::from_mode(0o600))?;
         }
-        Ok((found.dev(), found.ino()))
+        Ok(made)
     })?;
-    let made = Made { path: path.to_owned(), made };
     rustix::net::listen(&socket, BACKLOG)?;
     Ok((socket.into(), made))
 }
