@@ -63,8 +63,10 @@ fn on_a_thread_in_it<T: Send>(
         enter_alone(directory)?;
         call(Path::new(name))
     };
-    std::thread::scope(|scope| scope.spawn(there).join())
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, there)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Gives the calling thread a working directory of its own.
