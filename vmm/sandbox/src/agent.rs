@@ -523,6 +523,16 @@ mod tests {
         chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 
+    /// Waits until it is seen that it is gone.
+    async fn goes(agent: &Agent) {
+        let gone = async {
+            while agent.is_there() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), gone).await.expect("it is gone");
+    }
+
     #[tokio::test]
     async fn one_that_comes_and_goes_is_called_while_it_is_there() {
         let agent = Agent::awaited();
@@ -536,9 +546,7 @@ mod tests {
             assert!(before.is_there() && before.comes_and_goes());
             drop(guest);
             // Its end is seen by who reads from it.
-            while before.is_there() {
-                tokio::task::yield_now().await;
-            }
+            goes(&before).await;
             assert!(matches!(agent.stats("machine").await, Err(AgentError::Awaited)));
         }
         // One that reads nothing: a call that is given up in the middle of its writing ends the
@@ -548,9 +556,7 @@ mod tests {
         assert!(
             tokio::time::timeout(std::time::Duration::from_millis(50), agent.stats("machine")).await.is_err()
         );
-        while agent.is_there() {
-            tokio::task::yield_now().await;
-        }
+        goes(&agent).await;
         let absent = Agent::absent();
         absent.come(&Agent::absent());
         assert!(!absent.is_there() && !absent.comes_and_goes());

@@ -394,7 +394,7 @@ mod tests {
     }
 
     /// Both streams at once, in pieces that are small on one of them.
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_slow_reader_of_two_streams_loses_nothing() {
         for piece in [CHUNK, 3] {
             let output = Output::new(Box::new(|_, _| {}));
