@@ -283,6 +283,8 @@ fn what_the_guest_flushed_stays_and_nothing_else_does() {
         },
     );
     home.out(&["kill", "box"]);
+    // That does not wait for the end.
+    home.out(&["wait", "box"]);
     home.check("the end");
     home.out(&["rm", "box"]);
     processes::none_is_left("the end");
