@@ -167,6 +167,42 @@ fn a_seed_lets_in_the_keys_of_ssh_and_is_one_instance_for_each_disk() {
     assert_ne!(other[1], first[1]);
 }
 
+/// A copy of a used disk has the state of its cloud-init, too: with the same `instance-id` both
+/// machines would have the same host keys and the same machine-id.
+#[test]
+fn a_copy_of_a_disk_is_an_instance_of_its_own() {
+    let place = Place::new();
+    fs::write(place.path("user"), "#cloud-config\n{}\n").unwrap();
+    fs::write(place.path("network"), "version: 2\n").unwrap();
+    // All that the seed says is the same, and no network's hardware address stands in it.
+    let given = ["--user-data", "user", "--network-config", "network"];
+    let id = |disk: &str| {
+        let done = place.nelly(&[&["boot", "--image", disk], &given[..]].concat());
+        assert!(done.status.success(), "{}", said(&done));
+        let seed = place.path("monitor.seed");
+        let read = Command::new("mtype").arg("-i").arg(seed).arg("::meta-data").output().unwrap();
+        let data: Value = serde_json::from_slice(&read.stdout).unwrap();
+        data["instance-id"].as_str().unwrap().to_owned()
+    };
+    let first = id("disk.raw,overlay=first.qcow2");
+    fs::copy(place.path("first.qcow2"), place.path("clone.qcow2")).unwrap();
+    fs::copy(place.path("disk.raw"), place.path("copy.raw")).unwrap();
+    let mut seen = vec![
+        first.clone(),
+        id("disk.raw,overlay=clone.qcow2"),
+        id("disk.raw,rw"),
+        id("copy.raw,rw"),
+        // One of which nothing is kept is another one each time.
+        id("disk.raw"),
+        id("disk.raw"),
+    ];
+    assert_eq!(id("disk.raw,overlay=first.qcow2"), first);
+    let count = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), count, "{seen:?}");
+}
+
 #[test]
 fn kernel_initrd_and_entry_are_a_users_to_choose() {
     let place = Place::new();

@@ -199,3 +199,35 @@ fn only_a_guest_that_ran_is_worth_a_look() {
         assert!(!is_of_guest(reason), "{reason}");
     }
 }
+
+/// Two machines with the same flags, and so the same texts in their seeds, are two to cloud-init;
+/// one that is started again is itself.
+#[test]
+fn each_machine_is_an_instance_of_its_own() {
+    let place = Place::new();
+    let given = |name: &str, text: &str| {
+        let path = place.top.path().join(name);
+        fs::write(&path, text).unwrap();
+        Some(path)
+    };
+    let mut args = args_of(&BootRecord::default(), Platform::Auto);
+    args.seed.user_data = given("user", "#cloud-config\n{}\n");
+    let seed = |args: &BootArgs, id| {
+        let made = MadeSeed::of(args, &Network::None, id, None, &place.context).unwrap();
+        String::from_utf8_lossy(&made.unwrap().disk).into_owned()
+    };
+    let instance = |disk: &str| {
+        let (_, rest) = disk.split_once("\"instance-id\"").unwrap();
+        rest.split('"').nth(1).unwrap().to_owned()
+    };
+    let [one, other] = [(); 2].map(|()| Id::random().unwrap());
+    let first = instance(&seed(&args, one));
+    assert_eq!(instance(&seed(&args, one)), first);
+    assert_ne!(instance(&seed(&args, other)), first);
+    args.seed.hostname = Some("renamed".into());
+    assert_ne!(instance(&seed(&args, one)), first);
+    // What a user says of it is the user's word.
+    args.seed.hostname = None;
+    args.seed.meta_data = given("meta", "instance-id: mine\n");
+    assert!([one, other].iter().all(|id| seed(&args, *id).contains("instance-id: mine\n")));
+}
