@@ -49,7 +49,15 @@ fn set_touch(path: &[u8]) -> io::Result<()> {
     let path = CString::new(path)?;
     // SAFETY: two C strings, and the pointer and the length of a live slice.
     let set = unsafe { libc::lsetxattr(path.as_ptr(), TOUCH.as_ptr(), b"1".as_ptr().cast(), 1, 0) };
-    check(set).map(drop)
+    check(set)?;
+    // The kernel keeps size and times for a second more, and whoever has the file mapped would not
+    // hear of it at all. What is gone meanwhile has none.
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC;
+    // SAFETY: `statx` is plain integers, of which each may be 0.
+    let mut anew = unsafe { std::mem::zeroed() };
+    // SAFETY: a C string, and a live `statx` that the kernel fills.
+    unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_BASIC_STATS, &raw mut anew) };
+    Ok(())
 }
 
 /// Gives `to` every extended attribute that `from` has. Those that its file system does not keep
