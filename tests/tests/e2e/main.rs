@@ -41,6 +41,7 @@ mod run;
 mod secrets;
 mod sessions;
 mod shares;
+mod shares_programs;
 mod snapshot;
 mod sockets;
 mod storage;

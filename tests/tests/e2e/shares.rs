@@ -22,10 +22,10 @@ fn is_root() -> bool {
 }
 
 /// A home of an ordinary user, with directories to share beside Nelly's own.
-struct User(Kept);
+pub(crate) struct User(Kept);
 
 impl User {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let user = Self(Kept::new());
         fs::set_permissions(user.path(), fs::Permissions::from_mode(0o755)).unwrap();
         user.give(Path::new(""));
@@ -36,7 +36,7 @@ impl User {
         self.0.0.path()
     }
 
-    fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn at(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path().join(name)
     }
 
@@ -47,12 +47,12 @@ impl User {
         }
     }
 
-    fn directory(&self, name: &str) {
+    pub(crate) fn directory(&self, name: &str) {
         fs::create_dir_all(self.at(name)).unwrap();
         self.give(Path::new(name));
     }
 
-    fn file(&self, name: &str, contents: impl AsRef<[u8]>) {
+    pub(crate) fn file(&self, name: &str, contents: impl AsRef<[u8]>) {
         fs::write(self.at(name), contents).unwrap();
         self.give(Path::new(name));
     }
@@ -63,7 +63,7 @@ impl User {
 
     /// `nelly WORDS` as this user.
     #[track_caller]
-    fn nelly(&self, words: &[&str]) -> Done {
+    pub(crate) fn nelly(&self, words: &[&str]) -> Done {
         match is_root() {
             true => nelly_as_nobody(self.path(), true, words),
             false => self.0.0.nelly(words),
@@ -71,13 +71,13 @@ impl User {
     }
 
     #[track_caller]
-    fn exec(&self, script: &str) -> String {
+    pub(crate) fn exec(&self, script: &str) -> String {
         let done = self.nelly(&["exec", "box", "sh", "-c", script]);
         done.expect(0).out().trim_end().to_owned()
     }
 
     /// `HOST:PATH` of something in this home.
-    fn mount(&self, name: &str, rest: &str) -> String {
+    pub(crate) fn mount(&self, name: &str, rest: &str) -> String {
         format!("{}:{rest}", self.at(name).display())
     }
 }
