@@ -7,6 +7,8 @@ use crate::grammar;
 use crate::setting::{Reader, Setting};
 use crate::share::{Missing, Share};
 
+/// What shares the kubelet's directories of this host with a machine.
+const SHARES: &str = "DISABLE_9P_KUBELET_MOUNTS=0, and the same DIR_K3S_VAR for each";
 /// The tag of the share with the program.
 pub const K3S: &str = "k3s";
 /// Where the share with the program is in the guest.
@@ -32,7 +34,7 @@ pub(crate) fn k3s(reader: &mut Reader<'_>) -> Result<Option<Setting<PathBuf>>, H
     }
     let path = given.as_ref().filter(|given| given.value.contains('/'));
     let missing = match (path, &given) {
-        (Some(_), _) => "diod is not installed in the machine yet".to_owned(),
+        (Some(_), _) => "diod is not installed in the machine".to_owned(),
         (None, Some(version)) => format!(
             "k3s and diod are not installed in the machine: {INSTALL} names the version {:?}, and here it is the path of k3s' program on this host",
             version.value
@@ -41,7 +43,10 @@ pub(crate) fn k3s(reader: &mut Reader<'_>) -> Result<Option<Setting<PathBuf>>, H
             "k3s and diod are not installed in the machine: {INSTALL} may name the path of k3s' program on this host"
         ),
     };
-    reader.warn(format!("{missing}; ENABLE_K3S_DIOD (from {}) asks for both", switch.source));
+    reader.warn(format!(
+        "{missing}; ENABLE_K3S_DIOD (from {}) asks for both. In the place of diod, machines can share the same directories of this host: {SHARES}",
+        switch.source
+    ));
     Ok(path.map(|path| path.with(PathBuf::from(&path.value))))
 }
 

@@ -45,6 +45,8 @@ pub struct Machine {
     pub network: Network,
     /// Whether only the command is shown.
     pub dry_run: Setting<bool>,
+    /// Whether it runs in the background, with its profile's name.
+    pub background: Setting<bool>,
     /// Whether details are logged.
     pub debug: Setting<bool>,
     /// What a user has to know, in whole sentences.
@@ -226,6 +228,7 @@ impl Machine {
             shares,
             network,
             dry_run: reader.parsed("DRY_RUN_ONLY", grammar::switch)?,
+            background: reader.parsed("KVM_DAEMONIZE", grammar::switch)?,
             debug,
             warnings: reader.warnings,
         })

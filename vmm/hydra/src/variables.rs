@@ -143,10 +143,10 @@ pub const VARIABLES: &[Variable] = &[
     ),
     sets("ENABLE_K3S_DIOD", "0", "ports"),
     nothing("ENABLE_KRUNKIT", "0", MONITOR),
-    later(
+    nothing(
         "ENABLE_REBOOT_AFTER_INSTALLATION",
         "0",
-        "the machine is not started again after its first start: a new kernel is taken when it is started the next time",
+        "a guest that starts again by itself keeps the kernel that this host has loaded, and one that was installed is taken when the machine is started the next time",
     ),
     nothing("ENABLE_VIRTIO_GPU", "0", GPU),
     later(
@@ -169,11 +169,7 @@ pub const VARIABLES: &[Variable] = &[
     nothing("KVM_BIOS_VAR", "", FIRMWARE),
     sets("KVM_CPU", "", "cpus"),
     nothing("KVM_CPU_TYPE", "", "the guest sees this host's own processor"),
-    later(
-        "KVM_DAEMONIZE",
-        "0",
-        "the machine runs in the foreground; flags after -- keep it in the background: nelly isolated -- -d --name NAME",
-    ),
+    sets("KVM_DAEMONIZE", "0", "background"),
     nothing("KVM_MACHINE_TYPE", "", "there is one type of machine, made of virtio devices"),
     sets("KVM_MEMORY", "", "memory"),
     nothing("KVM_SHMEM_SIZE", "", SHARED_MEMORY),

@@ -65,6 +65,9 @@ impl Line {
         if machine.debug.value {
             line.flag("--log-level", "debug");
         }
+        if machine.background.value {
+            line.background(machine.profile.name(), rest);
+        }
         for word in rest {
             line.shown.push(quoted(word));
             line.words.push(word.clone());
@@ -135,6 +138,17 @@ impl Line {
         if login.is_known() {
             self.words.push("--no-ssh-password".to_owned());
             self.shown.push("--no-ssh-password".to_owned());
+        }
+    }
+
+    /// In the background, with this name, unless the user's own flags say so.
+    fn background(&mut self, name: &str, rest: &[String]) {
+        if !rest.iter().any(|word| word == "-d" || word == "--detach") {
+            self.words.push("-d".to_owned());
+            self.shown.push("-d".to_owned());
+        }
+        if !rest.iter().any(|word| word == "--name" || word.starts_with("--name=")) {
+            self.flag("--name", name);
         }
     }
 
@@ -258,6 +272,28 @@ mod tests {
             "systemctl enable k3s.service",
         ] {
             assert!(k3s.contains(part), "{part}: {k3s}");
+        }
+    }
+
+    #[test]
+    fn a_machine_in_the_background_has_its_profiles_name_unless_it_is_given_one() {
+        for (profile, name) in [(Profile::Isolated, "isolated"), (Profile::IsolatedBare, "isolated-bare")] {
+            let machine = machine(profile, &[("KVM_DAEMONIZE", "1")]);
+            let ends = |rest: &[&str]| {
+                let rest: Vec<_> = rest.iter().map(|word| (*word).to_owned()).collect();
+                let line = Line::of(&machine, &Found::default(), &rest);
+                let mut words = vec!["nelly".to_owned(), "boot".to_owned()];
+                words.extend(line.words.iter().cloned());
+                let Verb::Boot(boot) = Cli::from_words(&words).unwrap().verb else { panic!("{words:?}") };
+                assert!(boot.detach, "{words:?}");
+                let command = line.command();
+                (boot.name.unwrap(), command.split_once("-p 5555:22 ").unwrap().1.to_owned())
+            };
+            let (named, shown) = ends(&[]);
+            assert!(named == name && shown.ends_with(&format!("-d --name {name}")), "{named}: {shown}");
+            assert_eq!(ends(&["--name=mine"]).0, "mine");
+            assert_eq!(ends(&["-d", "--name", "mine"]).0, "mine");
+            assert_eq!(ends(&["--detach"]).0, name);
         }
     }
 

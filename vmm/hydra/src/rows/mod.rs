@@ -99,6 +99,7 @@ impl Machine {
         rows.push(row("gateway_ip", &network.gateway, network.gateway.value));
         rows.push(row("dns_ip", &network.dns, network.dns.value));
         rows.push(row("dry_run", &self.dry_run, self.dry_run.value));
+        rows.push(row("background", &self.background, self.background.value));
         rows.push(row("debug", &self.debug, self.debug.value));
         rows
     }

@@ -65,6 +65,7 @@ fn without_variables_it_is_the_machine_of_the_scripts() {
         ("gateway_ip", "10.0.2.2 (default)"),
         ("dns_ip", "10.0.2.3 (default)"),
         ("dry_run", "false (default)"),
+        ("background", "false (default)"),
         ("debug", "false (default)"),
     ] {
         is(&plain, key, value);
@@ -86,6 +87,7 @@ const VALUES: &[(&str, &str, Host, &str, &str)] = &[
     ("ADDITIONAL_9P_MOUNTS", "/a|/b$/c d|/e", USER, "shares", "/a|/b /c d|/e"),
     ("ADDITIONAL_KERNEL_COMMANDLINE", "quiet x=1", USER, "append", "quiet x=1"),
     ("DEBUG", "1", USER, "debug", "true"),
+    ("KVM_DAEMONIZE", "1", USER, "background", "true"),
     ("DEFAULT_DEVICE_IP", "10.0.2.77", USER, "device_ip", "10.0.2.77"),
     ("DEFAULT_DIR_IMAGE", "/var/images", USER, "directory", "/var/images"),
     (
