@@ -57,6 +57,7 @@ fn verbs() -> Vec<Verb> {
     let all = Some(MINUTE);
     vec![
         verb!("Hello", all, agent, agent.hello("box", 1, vec![1; 64], None)),
+        verb!("Hello", all, agent, agent.hello_again(1, vec![1; 64])),
         verb!("Timeline", within(3), agent, agent.timeline()),
         verb!("ProbeDevices", all, agent, agent.probe_devices()),
         verb!("Touch", all, agent, agent.touch("tag", &[b"a".to_vec()])),
