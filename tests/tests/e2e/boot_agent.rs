@@ -76,8 +76,12 @@ fn an_agent_of_the_seed_serves_a_machine_with_its_own_init() {
     let data = home.path().join("user-data");
     fs::write(&data, "#!/bin/sh\necho of the user\n").unwrap();
     let words = ["boot", "-d", "--name", "web", "--image", image.to_str().unwrap(), "--user-data"];
-    let more = [data.to_str().unwrap(), "--agent", "--relay", &relay];
+    // In the guest, somebody else listens at that port.
+    let taken = format!("7000=unix:{}", home.path().join("none.sock").display());
+    let more = [data.to_str().unwrap(), "--agent", "--relay", &relay, "--relay-out", &taken];
     ask(&[&words[..], &more].concat()).expect(0);
+    let late = ask(&["wait", "--agent", "--time", "100ms", "web"]);
+    assert!(late.code != 0 && said(&late).contains("did not answer within 0.1 s"), "{}", said(&late));
     let early = ask(&["exec", "web", "true"]);
     assert!(early.code != 0 && said(&early).contains("is not there yet"), "{}", said(&early));
     // Its relay has its address, and leads nowhere yet.
@@ -93,6 +97,21 @@ fn an_agent_of_the_seed_serves_a_machine_with_its_own_init() {
     assert!(read.as_ref().map_or_else(|error| error.kind() == reset, |count| *count == 0), "{read:?}");
 
     typed(&home, "go\n", "going");
+    ask(&["wait", "--agent", "web"]).expect(0);
+    let shown = || {
+        let shown: Value = serde_json::from_str(&ask(&["inspect", "web"]).expect(0).out()).unwrap();
+        shown[0]["relays"].clone()
+    };
+    let limit = Instant::now() + LIMIT;
+    let told = loop {
+        let relays = shown();
+        match relays.as_array().unwrap().iter().find(|one| one["listens"] == "guest") {
+            Some(one) => break one["last_failure"].as_str().unwrap().to_owned(),
+            None => assert!(Instant::now() < limit, "{relays}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert!(told.starts_with("it does not listen: ") && told.contains("in use"), "{told}");
     let answers = |count: &str| {
         let limit = Instant::now() + LIMIT;
         loop {

@@ -7,7 +7,7 @@ use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 use crate::boot_args::BootArgs;
 use crate::life::args::{
     AttachArgs, CpArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, LookArgs, MetricsArgs, NamesArgs,
-    ProxyArgs, PsArgs, RenameArgs, RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
+    ProxyArgs, PsArgs, RenameArgs, RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs, WaitArgs,
 };
 use crate::machine_args::MachineArgs;
 use crate::network_args::NetworkArgs;
@@ -110,9 +110,9 @@ pub(crate) enum Verb {
     Kill(KillArgs),
     /// Stop sandboxes, and start them again
     Restart(RestartArgs),
-    /// Wait until sandboxes have ended, and print their exit codes
+    /// Wait until sandboxes have ended, and print their exit codes; or until an agent answers
     #[command(after_help = "Example:\n  code=$(nelly wait job) && nelly logs job")]
-    Wait(NamesArgs),
+    Wait(WaitArgs),
     /// Run a further command in a sandbox that runs
     Exec(ExecArgs),
     /// Show a sandbox's output, and type into it

@@ -285,6 +285,15 @@ impl Agent {
         matches!(*self.peer(), Peer::Awaited | Peer::Came(_))
     }
 
+    /// What is known of it, in a word: `there`, `awaited`, or `none`.
+    pub(crate) fn word(&self) -> &'static str {
+        match self.client() {
+            Ok(_) => "there",
+            Err(AgentError::Absent) => "none",
+            Err(_) => "awaited",
+        }
+    }
+
     fn peer(&self) -> MutexGuard<'_, Peer> {
         self.peer.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -85,6 +85,28 @@ pub(crate) struct StopArgs {
     pub(crate) names: NamesArgs,
 }
 
+/// `nelly wait`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "With --agent it succeeds at once for what `nelly run` starts, and fails for a machine that has no agent, or that ends before it has come.\n\n\
+    Examples:\n  \
+    nelly wait web\n  \
+    nelly boot -d --name dev --image debian.qcow2 --agent\n  \
+    nelly wait --agent --time 5m dev && nelly exec dev uptime"
+)]
+pub(crate) struct WaitArgs {
+    /// Wait until the agent in the guest answers, so that `nelly exec` and `nelly cp` work; of a
+    /// machine of nelly boot, cloud-init starts it
+    #[arg(long)]
+    pub(crate) agent: bool,
+    /// How long to wait for an agent at most (500ms, 1m30s, or a number of seconds) [default: as
+    /// long as the machine runs]
+    #[arg(short, long, visible_alias = "timeout", value_name = "DURATION", requires = "agent")]
+    pub(crate) time: Option<String>,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
 /// `nelly restart`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \

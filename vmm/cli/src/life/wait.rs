@@ -1,18 +1,37 @@
 //! `nelly wait`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use nelly_sandbox::state::SandboxDir;
+use tokio::time::{Instant, sleep};
 
-use super::args::NamesArgs;
+use super::args::WaitArgs;
+use super::stop::grace;
 use super::{each, ended, keeper, sandboxes, target};
 use crate::context::Context;
+use crate::fail::Usage;
 
-/// Waits until sandboxes have ended for good, restarts included, and prints their exit codes.
-pub(crate) fn wait(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
+/// How often it is asked for an agent.
+const ASK: Duration = Duration::from_millis(200);
+
+/// Waits until sandboxes have ended for good, restarts included, and prints their exit codes; or
+/// until their agents answer.
+pub(crate) fn wait(args: &WaitArgs, context: &Context) -> Result<ExitCode> {
     let sandboxes = sandboxes(context)?;
-    each(&args.names, |word| {
+    let time = grace(args.time.as_deref())?;
+    if args.agent {
+        // One time for all of them.
+        let until = time.map(|time| (Instant::now() + time, time));
+        return each(&args.names.names, |word| {
+            if !target(word).1.is_empty() {
+                return Err(Usage::error("--agent is for a sandbox as a whole"));
+            }
+            super::runtime()?.block_on(agent(&sandboxes.find(word)?, word, until)).map(|()| None)
+        });
+    }
+    each(&args.names.names, |word| {
         let (word, container) = target(word);
         let sandbox = sandboxes.find(word)?;
         if !container.is_empty() {
@@ -54,5 +73,33 @@ fn container_exit(sandbox: &SandboxDir, container: &str) -> Result<u8> {
     match found {
         Some(code) => Ok(code),
         None => bail!("no exit code of a container {container} of sandbox {} is known", sandbox.id().short()),
+    }
+}
+
+/// Waits until the agent of a sandbox that runs answers.
+async fn agent(sandbox: &SandboxDir, word: &str, until: Option<(Instant, Duration)>) -> Result<()> {
+    let connection = super::connect(sandbox).await?;
+    loop {
+        let state = connection.state().await;
+        let state = state.with_context(|| format!("sandbox {word} ended before its agent answered"))?;
+        match (state.agent.as_str(), state.status.as_str()) {
+            ("there", _) => return Ok(()),
+            ("none", _) => {
+                bail!("the machine {word} has no agent of Nelly: start it with `nelly boot -d --agent`")
+            }
+            ("", "running" | "paused") => {
+                bail!("the process that holds {word} is of another version of Nelly, and does not tell")
+            }
+            _ => {}
+        }
+        if let Some((at, time)) = until
+            && Instant::now() >= at
+        {
+            bail!(
+                "the agent of {word} did not answer within {} s; `nelly logs {word}` shows how far its guest is",
+                time.as_secs_f32()
+            );
+        }
+        sleep(ASK).await;
     }
 }

@@ -18,15 +18,35 @@ use super::passing::{PAIR_FLAGS, SEND_FLAGS, close_on_exec, set_nonblocking};
 /// Longest path a socket address takes everywhere (Linux: 107, macOS: 103).
 const ADDRESS_MAX: usize = 103;
 
+/// Longest last part of a path that is too long for a socket address: it stands behind the
+/// directory's descriptor there.
+const NAME_MAX: usize = 80;
+
 /// Connections that may wait to be accepted; the system has a bound of its own.
 const WAITING_MOST: i32 = 4096;
+
+/// Refuses a path that no socket can have: its last part is too long, where it is too long itself.
+///
+/// # Errors
+/// It is one.
+pub fn check_length(path: &Path) -> io::Result<()> {
+    let (len, name) = (path.as_os_str().len(), path.file_name().map_or(0, OsStr::len));
+    if len <= ADDRESS_MAX || name <= NAME_MAX {
+        return Ok(());
+    }
+    let why = format!(
+        "a socket cannot have this path of {len} bytes: it may have {ADDRESS_MAX}, or a last part of {NAME_MAX} instead of {name}"
+    );
+    Err(io::Error::new(io::ErrorKind::InvalidFilename, why))
+}
 
 /// Calls `call` with a path of the same file that fits a socket address. A long one is reached from
 /// its directory; its last part must fit.
 ///
 /// # Errors
-/// The directory cannot be opened, or what `call` says.
+/// That of [`check_length`], the directory cannot be opened, or what `call` says.
 pub fn reached<T: Send>(path: &Path, call: impl FnOnce(&Path) -> io::Result<T> + Send) -> io::Result<T> {
+    check_length(path)?;
     if path.as_os_str().len() <= ADDRESS_MAX {
         return call(path);
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nelly_protocol::{MACHINE, ports};
 use nelly_vmm::machine::VsockListener;
 
+use super::relays::Relays;
 use super::waits::{accept, answered};
 use super::{Sandbox, SandboxError, entropy, host, now_unix_ns, what};
 use crate::agent::Agent;
@@ -87,15 +88,17 @@ impl Sandbox {
         Ok(agent)
     }
 
-    /// Serves `relays`. One that cannot listen is left out: those of this host were tried before
-    /// the machine started.
+    /// Serves `relays`. One that cannot listen does not keep the others from it, and its state says
+    /// why: those of this host were tried before the machine started.
     async fn lead(&self, relays: &[Relay]) {
         for relay in relays {
             let one = std::slice::from_ref(relay);
             let listening = self.during(self.carrier(MACHINE).listen(one)).await;
-            if let Ok(listening) = listening {
-                self.served().push(listening.serve());
-            }
+            let relays = match listening {
+                Ok(listening) => listening.serve(),
+                Err(error) => Relays::deaf(relay.clone(), &error),
+            };
+            self.served().push(relays);
         }
     }
 }

@@ -283,6 +283,7 @@ impl Service for Calls {
             network_confinement: usernet.map(Usernet::confinement).unwrap_or_default(),
             containers: state.containers.into_iter().map(containers::wire::state).collect(),
             relays: relays.into_iter().map(relay).collect(),
+            agent: sandbox.as_ref().map_or("", |sandbox| sandbox.agent().word()).to_owned(),
             ..Default::default()
         })
     }

@@ -97,13 +97,14 @@ impl Listener {
     }
 }
 
-/// Refuses a path at which a relay cannot listen: its directory is missing, somebody listens there,
-/// or there is a file that is no socket. Nothing is changed.
+/// Refuses a path at which a relay cannot listen: it is too long for a socket, its directory is
+/// missing, somebody listens there, or there is a file that is no socket. Nothing is changed.
 ///
 /// # Errors
 /// It cannot listen there.
 pub(super) fn check(path: &Path) -> io::Result<()> {
     let refuse = |kind, why: &str| Err(io::Error::new(kind, why.to_owned()));
+    unix::check_length(path)?;
     match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent().map(Path::metadata) {
             Some(Ok(parent)) if parent.is_dir() => Ok(()),

@@ -49,7 +49,7 @@ pub struct RelayState {
     pub connections: u64,
     /// Connections that were accepted and could not be joined: they were closed.
     pub failed: u64,
-    /// Why the latest of those was not; empty if there was none.
+    /// Why the latest of those was not, or why it does not listen; empty if there was none.
     pub last_failure: String,
 }
 
@@ -63,11 +63,20 @@ struct Tally {
 }
 
 impl Tally {
+    fn new(relay: Relay) -> Self {
+        let (connections, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { relay, connections, failed, last_failure: Mutex::default() }
+    }
+
+    fn fail(&self, why: String) {
+        self.note(why);
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What the guest says may be long.
-    fn fail(&self, mut why: String) {
+    fn note(&self, mut why: String) {
         why.truncate(why.floor_char_boundary(SENTENCE_MOST));
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = why;
-        self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
     fn state(&self) -> RelayState {
@@ -160,12 +169,7 @@ impl Listening {
         });
         let mut relays = Relays { tallies: Vec::new(), tasks: Vec::new() };
         for (relay, way) in self.open {
-            let tally = Arc::new(Tally {
-                relay,
-                connections: AtomicU64::new(0),
-                failed: AtomicU64::new(0),
-                last_failure: Mutex::default(),
-            });
+            let tally = Arc::new(Tally::new(relay));
             relays.tallies.push(Arc::clone(&tally));
             let serving = Arc::clone(&carrier);
             relays.tasks.push(match way {
@@ -185,6 +189,13 @@ pub(super) struct Relays {
 }
 
 impl Relays {
+    /// One that does not listen, which its state says.
+    pub(super) fn deaf(relay: Relay, error: &SandboxError) -> Self {
+        let tally = Tally::new(relay);
+        tally.note(format!("it does not listen: {}", text::chain(error)));
+        Self { tallies: vec![Arc::new(tally)], tasks: Vec::new() }
+    }
+
     pub(super) fn states(&self) -> Vec<RelayState> {
         self.tallies.iter().map(|tally| tally.state()).collect()
     }

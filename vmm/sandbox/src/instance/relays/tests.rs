@@ -272,6 +272,33 @@ async fn nothing_of_others_is_in_the_way_or_taken_away() {
 }
 
 #[tokio::test]
+async fn a_relay_that_does_not_listen_says_so() {
+    let scene = Scene::new().await;
+    // A name that fits a socket's address in a short directory alone.
+    let deep = scene.place.path().join("d".repeat(100));
+    std::fs::create_dir(&deep).unwrap();
+    for (relay, word) in [
+        (inward(&deep.join("n".repeat(81)), "/served"), "a last part of 80 instead of 81"),
+        (inward(&scene.place.path().join("none/s"), "/served"), "does not exist"),
+        (Relay::outward("1=80").unwrap(), "somebody is there"),
+    ] {
+        let asked = [relay.clone()];
+        assert_eq!(check(&asked).is_err(), relay.listens == Side::Host);
+        let error = scene.serve(&asked).await.unwrap_err();
+        let [state] = Relays::deaf(relay.clone(), &error).states().try_into().unwrap();
+        assert!(state.last_failure.starts_with("it does not listen: "), "{}", state.last_failure);
+        assert!(state.last_failure.contains(word), "{}", state.last_failure);
+        assert_eq!((state.relay, state.connections, state.failed), (relay, 0, 0));
+    }
+    // One byte less is a name that it has.
+    let path = deep.join("n".repeat(80));
+    let relays = [inward(&path, "/served")];
+    check(&relays).unwrap();
+    let _relays = scene.serve(&relays).await.unwrap();
+    nelly_vmm::sys::unix::connect(&path).unwrap();
+}
+
+#[tokio::test]
 async fn connections_of_a_container_are_joined_with_a_socket_of_the_host() {
     let scene = Scene::new().await;
     let path = scene.place.path().join("server");
