@@ -16,6 +16,8 @@ void report(struct device *d, u32 rounds);
 void plug(struct device *d, u32 rounds);
 void use_share(struct device *d, u32 names);
 void send_frames(struct device *d, u32 bytes);
+void keep_full(struct device *d, u32 unused);
+void measure(struct device *d, u32 times);
 
 // Has the guest's memory all in use, says `ready` and waits for a byte on COM1.
 void wait_for_go(void);

@@ -17,7 +17,8 @@ static const struct job {
     {"ledger", BLK, ledger},        {"serial", 0, fill_serial},       {"console", CONSOLE, fill_console},
     {"random", RNG, take_random},   {"disk", BLK, move_sectors},      {"streams", VSOCK, fill_streams},
     {"give", BALLOON, give_back},   {"report", BALLOON, report},      {"plug", MEM, plug},
-    {"share", FS, use_share},       {"frames", NET, send_frames},
+    {"share", FS, use_share},       {"frames", NET, send_frames},     {"full", BLK, keep_full},
+    {"measure", BLK, measure},
 };
 
 void print(const char *text) {
