@@ -33,6 +33,17 @@ fn the_threat_model_promises_nothing_without_a_test() {
     for (from, to, what) in [
         ("- **Seed**", "- **Sprout**", "\"Sprout\" has no line"),
         ("`out_of_descriptors`", "`out_of_nothing`", "there is no out_of_nothing in vmm/monitor"),
+        // Functions that tests call, in a program of the usual kind and in one with a table.
+        (
+            "`the_first_bytes_go_on_when_they_name_who_is_allowed`",
+            "`refuses`",
+            "refuses in vmm/net/src/core/tests/rules.rs is no test that is run",
+        ),
+        (
+            "`guest-agent/agent/tests/containers/machine.rs`: `nothing_of_the_guest_is_made_or_changed`",
+            "`guest-agent/agent/tests/containers/bench.rs`: `reading`",
+            "reading in guest-agent/agent/tests/containers/bench.rs is no test that is run",
+        ),
         ("| Seed |", "| Seed | it grows | |\n| Seed |", "has no test"),
     ] {
         let changed = text.replacen(from, to, 1);

@@ -1,7 +1,10 @@
 //! docs/threat-model.md promises nothing without a test: its table names a test for each boundary
-//! and each confinement, and the tests are there.
+//! and each confinement, and the tests are there, and are run.
 
+use std::fs;
 use std::path::Path;
+
+use crate::tokens::tokens;
 
 /// The heading of the table.
 const TABLE: &str = "## Promises and their tests";
@@ -57,6 +60,42 @@ fn boundaries(text: &str) -> Vec<&str> {
     bold.chain(sections).collect()
 }
 
+/// Whether the function of this name is marked as a test; `None` if there is none.
+fn has_attribute(text: &str, name: &str) -> Option<bool> {
+    let (call, generic) = (format!("fn {name}("), format!("fn {name}<"));
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let mut at = (0..lines.len()).filter(|at| lines[*at].contains(&call) || lines[*at].contains(&generic));
+    let first = at.next()?;
+    let marked = |at: usize| {
+        let above = lines[..at].iter().rev();
+        let mut above = above.take_while(|line| ["#[", "//"].iter().any(|begin| line.starts_with(begin)));
+        above.any(|line| *line == "#[test]" || line.starts_with("#[tokio::test"))
+    };
+    Some(marked(first) || at.any(marked))
+}
+
+/// Whether a program with tests of its own, whose files lie here, has this one in a list: it is
+/// named where it is neither made, nor called, nor imported.
+fn is_listed(directory: &Path, name: &str) -> bool {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).any(|path| {
+        if path.is_dir() {
+            return is_listed(&path, name);
+        }
+        if path.extension().is_none_or(|extension| extension != "rs") {
+            return false;
+        }
+        let tokens = tokens(&fs::read_to_string(path).unwrap_or_default());
+        let mut imports = false;
+        (0..tokens.len()).any(|at| {
+            imports = tokens[at].is_word("use") || imports && !tokens[at].is_mark(';');
+            tokens[at].is_word(name)
+                && !imports
+                && !at.checked_sub(1).is_some_and(|before| tokens[before].is_word("fn"))
+                && !tokens.get(at + 1).is_some_and(|next| next.is_mark('('))
+        })
+    })
+}
+
 /// What is wrong with the document.
 pub(crate) fn findings(top: &Path, text: &str) -> Vec<String> {
     let (rows, mut found) = (rows(text), Vec::new());
@@ -74,12 +113,15 @@ pub(crate) fn findings(top: &Path, text: &str) -> Vec<String> {
             found.push(format!("a promise of {boundary:?} has no test"));
         }
         for (file, name) in tests {
-            let there = std::fs::read_to_string(top.join(file));
-            let is = |text: String| {
-                [format!("fn {name}("), format!("fn {name}<")].iter().any(|is| text.contains(is))
-            };
-            if !there.is_ok_and(is) {
-                found.push(format!("{boundary:?}: there is no {name} in {file}"));
+            match fs::read_to_string(top.join(file)).ok().and_then(|text| has_attribute(&text, name)) {
+                None => found.push(format!("{boundary:?}: there is no {name} in {file}")),
+                Some(true) => {}
+                Some(false) => {
+                    let beside = top.join(file).parent().map(Path::to_owned).unwrap_or_default();
+                    if !is_listed(&beside, name) {
+                        found.push(format!("{boundary:?}: {name} in {file} is no test that is run"));
+                    }
+                }
             }
         }
     }
