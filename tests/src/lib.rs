@@ -103,6 +103,12 @@ pub fn scaled(limit: Duration) -> Duration {
     limit.mul_f64(slowness.unwrap_or(1.0_f64).clamp(1.0, 10.0))
 }
 
+/// [`scaled`], as a machine's configuration has it.
+#[must_use]
+pub fn scaled_ms(limit: Duration) -> Option<u64> {
+    u64::try_from(scaled(limit).as_millis()).ok()
+}
+
 /// Waits for `child`, killing it at `limit` ([`scaled`]). It sleeps until then: each look at the
 /// clock would take an emulated processor out of the guest that is waited for.
 ///

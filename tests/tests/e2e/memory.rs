@@ -254,7 +254,7 @@ fn a_stock_driver_follows(isolation: &Isolation) {
     config.memory_bytes = MemorySize::new(256 * MIB).unwrap();
     config.hotplug_bytes = HotplugSize::new(384 * MIB).unwrap();
     config.serial = Endpoint::Stream;
-    config.time_limit_ms = Some(400_000);
+    config.time_limit_ms = nelly_tests::scaled_ms(Duration::from_secs(400));
     let machine = Machine::start(&config, Resources::new(), isolation).unwrap();
     for wrong in [0, 255 * MIB, 641 * MIB, u64::MAX, 300 * MIB + 4096] {
         assert!(matches!(machine.request_memory(wrong), Err(ControlError::Refused(_))), "{wrong}");
@@ -313,7 +313,7 @@ fn memory_that_a_guest_has_freed_comes_back_to_the_host() {
     config.memory_bytes = MemorySize::new(512 * MIB).unwrap();
     config.give_back = true;
     config.serial = Endpoint::Stream;
-    config.time_limit_ms = Some(400_000);
+    config.time_limit_ms = nelly_tests::scaled_ms(Duration::from_secs(400));
     let machine = Machine::start(&config, Resources::new(), &out_of_process()).unwrap();
     let process = machine.process_id().unwrap();
     let resident = || {

@@ -113,7 +113,7 @@ fn pauses_during_block_traffic_and_a_disk_that_comes_late() {
     config.rng = true;
     config.spare_slots = 1;
     config.serial = Endpoint::Stream;
-    config.time_limit_ms = Some(200_000);
+    config.time_limit_ms = nelly_tests::scaled_ms(Duration::from_secs(200));
     let machine = Machine::start(&config, resources, &Isolation::Thread).unwrap();
     let mut lines = BufReader::new(machine.serial().unwrap()).lines().map(Result::unwrap);
     let mut next = |what: &str| {

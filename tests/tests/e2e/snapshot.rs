@@ -79,7 +79,7 @@ fn a_linux_goes_on_in_a_new_process() {
         config.disks.push(DiskConfig::new(DiskId::new("data").unwrap(), source, false));
         config.rng = true;
         config.serial = Endpoint::Stream;
-        config.time_limit_ms = Some(200_000);
+        config.time_limit_ms = nelly_tests::scaled_ms(std::time::Duration::from_secs(200));
         (config, resources)
     };
     let files = Files(home.path());
