@@ -85,7 +85,8 @@ impl Reader {
     }
 
     /// How the image of a chain boots. What is asked to be written goes to `outputs`, of which
-    /// nothing is believed either: they have fewer bytes together than was asked for.
+    /// nothing is believed either: they have fewer bytes together than was asked for, and none has
+    /// more than [`KERNEL_MAX`](crate::KERNEL_MAX) or [`INITRD_MAX`](crate::INITRD_MAX).
     ///
     /// # Errors
     /// [`AskError`].
@@ -102,13 +103,18 @@ impl Reader {
         if let Some(why) = found.wrong() {
             return Err(ended(format!("says what cannot be: {why}")));
         }
-        let mut bytes = 0_u64;
-        for output in outputs {
-            bytes = bytes.saturating_add(output.metadata().map_err(AskError::Talk)?.len());
+        let mut total = 0_u64;
+        for (output, most) in outputs.iter().zip(wanted.most_of_outputs()) {
+            let bytes = output.metadata().map_err(AskError::Talk)?.len();
+            // It was to stop there, whatever the caller can bear.
+            if bytes > most {
+                return Err(ended(format!("wrote {bytes} bytes to a file that gets at most {most}")));
+            }
+            total = total.saturating_add(bytes);
         }
         match wanted {
-            Wanted::Plan { below, .. } if bytes >= *below && !outputs.is_empty() => {
-                Err(AskError::TooLarge(bytes))
+            Wanted::Plan { below, .. } if total >= *below && !outputs.is_empty() => {
+                Err(AskError::TooLarge(total))
             }
             _ => Ok(found),
         }

@@ -6,6 +6,7 @@ use nelly_disk::{ChainFile, Format};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::FileRef;
+use crate::files::{INITRD_MAX, KERNEL_MAX};
 use crate::loaders::{ENTRIES_MAX, INITRDS_MAX};
 use crate::plan::{BootPlan, COMMAND_LINE_MAX};
 
@@ -43,10 +44,16 @@ pub enum Wanted {
 impl Wanted {
     /// How many files are written.
     pub(crate) fn outputs(&self) -> usize {
-        match self {
-            Self::Plan { kernel, initrd, .. } => usize::from(*kernel) + usize::from(*initrd),
-            Self::User => 0,
-        }
+        self.most_of_outputs().count()
+    }
+
+    /// Most bytes of each file that is written.
+    pub(crate) fn most_of_outputs(&self) -> impl Iterator<Item = u64> {
+        let (kernel, initrd) = match self {
+            Self::Plan { kernel, initrd, .. } => (*kernel, *initrd),
+            Self::User => (false, false),
+        };
+        kernel.then_some(KERNEL_MAX).into_iter().chain(initrd.then_some(INITRD_MAX))
     }
 }
 

@@ -207,7 +207,10 @@ fn an_unpacker_that_is_taken_over_owns_next_to_nothing() {
             Ends::Refused => assert!(said.contains(": refused"), "{seen}"),
             Ends::With(call) => {
                 assert_eq!(output.status.code(), Some(159), "{seen}");
-                assert!(complained.contains(&format!("the system call {call}")), "{seen}");
+                assert!(
+                    complained.contains(&format!("nelly-unpack: ended: the system call {call}")),
+                    "{seen}"
+                );
             }
         }
     }

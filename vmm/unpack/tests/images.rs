@@ -166,7 +166,7 @@ fn a_reader_of_images_that_is_taken_over_owns_next_to_nothing() {
             Ends::By(signal) => assert_eq!(output.status.signal(), Some(*signal), "{seen}"),
             Ends::With(call) => {
                 assert_eq!(output.status.code(), Some(159), "{seen}");
-                assert!(complained.contains(&format!("the system call {call}")), "{seen}");
+                assert!(complained.contains(&format!("nelly: ended: the system call {call}")), "{seen}");
             }
         }
     }

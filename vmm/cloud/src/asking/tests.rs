@@ -7,6 +7,7 @@ use nelly_disk::Format;
 use super::*;
 use crate::drivers::Drivers;
 use crate::entry::{BootEntry, FileRef, Loader};
+use crate::files::{INITRD_MAX, KERNEL_MAX};
 use crate::plan::BootPlan;
 use crate::said::Place;
 
@@ -174,4 +175,30 @@ fn what_is_written_is_measured_and_not_believed() {
     out.set_len(1000).unwrap();
     let error = reader.plan(&chain, &wanted(true), &[&out]).unwrap_err();
     assert!(matches!(error, AskError::TooLarge(1000)), "{error}");
+}
+
+#[test]
+fn no_file_is_larger_than_any_kernel_or_initrd_whatever_the_caller_can_bear() {
+    let (place, reader, chain) = reader(&says(&Said::Found(Box::new(found()))));
+    let out = |name: &str| File::create(place.path().join(name)).unwrap();
+    let (kernel, initrd) = (out("kernel"), out("initrd"));
+    let wanted =
+        |kernel, initrd| Wanted::Plan { console: None, entry: None, kernel, initrd, below: u64::MAX };
+    let plan = |of_kernel: u64, of_initrd: u64| {
+        kernel.set_len(of_kernel).unwrap();
+        initrd.set_len(of_initrd).unwrap();
+        reader.plan(&chain, &wanted(true, true), &[&kernel, &initrd])
+    };
+    assert!(plan(KERNEL_MAX, INITRD_MAX).is_ok());
+    let too_large = |plan: Result<_, AskError>, bytes: u64| {
+        crate::error::chain(&plan.unwrap_err()).contains(&format!("wrote {bytes} bytes"))
+    };
+    assert!(too_large(plan(KERNEL_MAX + 1, 1), KERNEL_MAX + 1));
+    assert!(too_large(plan(1, INITRD_MAX + 1), INITRD_MAX + 1));
+    // One file alone is the one that was asked for.
+    let one = reader.plan(&chain, &wanted(false, true), &[&initrd]);
+    assert!(too_large(one, INITRD_MAX + 1));
+    kernel.set_len(KERNEL_MAX + 1).unwrap();
+    assert!(reader.plan(&chain, &wanted(false, true), &[&kernel]).is_ok());
+    assert!(too_large(reader.plan(&chain, &wanted(true, false), &[&kernel]), KERNEL_MAX + 1));
 }

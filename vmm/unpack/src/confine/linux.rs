@@ -15,6 +15,9 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_de
 
 use super::ConfineError;
 
+/// The program of orders.
+const PROGRAM: &str = "nelly-unpack";
+
 /// Bytes of memory of a process that unpacks one file: the largest of decoders takes half of them.
 const MEMORY: u64 = 1 << 30;
 
@@ -40,14 +43,14 @@ pub(super) fn begin() -> io::Result<()> {
 
 pub(super) fn confine(order: &Order) -> Result<Vec<&'static str>, ConfineError> {
     // Root reads images of all users, as it did before.
-    layers(CapabilitySet::DAC_READ_SEARCH, || restrict(order), Files::ByName)
+    layers(PROGRAM, CapabilitySet::DAC_READ_SEARCH, || restrict(order), Files::ByName)
 }
 
 pub(super) fn confine_to_streams() -> Result<Vec<&'static str>, ConfineError> {
     // What is open needs no rule.
     let restrict = || Ok(tree::version() > 0 && tree::restrict_to(&[])? > 0);
     limit(Resource::As, MEMORY)?;
-    layers(CapabilitySet::empty(), restrict, Files::Open)
+    layers(PROGRAM, CapabilitySet::empty(), restrict, Files::Open)
 }
 
 /// Lowers a limit; one that is lower stays.
@@ -61,10 +64,14 @@ pub(super) fn confine_to_images(most_written: u64) -> Result<Vec<&'static str>, 
     let restrict = || Ok(tree::version() > 0 && tree::restrict_to(&[])? > 0);
     limit(Resource::As, MEMORY)?;
     limit(Resource::Fsize, most_written)?;
-    layers(CapabilitySet::empty(), restrict, Files::Images)
+    // It is the client's program, with a verb of its own.
+    layers("nelly", CapabilitySet::empty(), restrict, Files::Images)
 }
 
+/// Gives up what there is to give up; `name` is what the process calls itself when it is denied a
+/// system call.
 fn layers(
+    name: &'static str,
     kept: CapabilitySet,
     restrict: impl FnOnce() -> io::Result<bool>,
     files: Files,
@@ -89,10 +96,7 @@ fn layers(
     layer("landlock", restrict())?;
     if program::available() {
         let errors = io::stderr();
-        layer(
-            "a word on denied system calls",
-            denied::tell("nelly-unpack", &[errors.as_fd()], None).map(all),
-        )?;
+        layer("a word on denied system calls", denied::tell(name, &[errors.as_fd()], None).map(all))?;
         let filter = calls(files);
         let install = |filter| program::install(&filter, Threads::This, Speculation::AsTheSystemHasIt);
         layer("seccomp", filter.and_then(install).map(all))?;
