@@ -16,10 +16,10 @@ use crate::rootfs::RootfsError;
 use crate::source::SourceError;
 
 /// The word for what the caller did not want any more.
-const CANCELLED: &str = "cancelled";
+pub(crate) const CANCELLED: &str = "cancelled";
 
 /// The word for a full disk.
-const DISK_FULL: &str = "disk_full";
+pub(crate) const DISK_FULL: &str = "disk_full";
 
 /// Words of [`ImageError::code`] that an unpacker may say.
 const TOLD: [&str; 9] = [
@@ -70,15 +70,19 @@ impl Told {
         if self.code == CANCELLED {
             return ImageError::Cancelled;
         }
-        if self.code != DISK_FULL {
-            return self.into();
+        match self.full_disk() {
+            Some(source) => ImageError::DiskFull { dir: cache.to_owned(), source },
+            None => self.into(),
         }
-        let mut last = &self;
+    }
+
+    /// The system's error, if a disk is full.
+    pub(crate) fn full_disk(&self) -> Option<io::Error> {
+        let mut last = self;
         while let Some(cause) = &last.source {
             last = cause;
         }
-        let source = io::Error::new(io::ErrorKind::StorageFull, last.words.clone());
-        ImageError::DiskFull { dir: cache.to_owned(), source }
+        (self.code == DISK_FULL).then(|| io::Error::new(io::ErrorKind::StorageFull, last.words.clone()))
     }
 
     /// A stable word, one of those of [`ImageError::code`].

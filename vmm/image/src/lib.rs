@@ -61,7 +61,7 @@ pub use source::{Document, SourceError};
 pub use store::{Image, ImagePlan, PlannedLayer, Store, StoreOptions};
 pub use sys::Room;
 pub use tar::{Damage, TarError};
-pub use transfer::{ArchiveFormat, Input, TransferError};
+pub use transfer::{ARCHIVE, ArchiveFormat, ArchiveOrder, Input, TransferError};
 pub use tree::TreeError;
 pub use unpacker::{Order, Unpacker};
 pub use zstd::Decoder as ZstdDecoder;

@@ -1,6 +1,6 @@
-//! What the process that reads a disk image may do when a hostile image has taken it over. Each
-//! attempt is one of a process of its own: this test program, started again with a socket, by which
-//! it is handed the image and a file to write to, as the process is.
+//! What the processes that read a disk image, or an archive that is loaded, may do when a hostile
+//! one has taken them over. Each attempt is one of a process of its own: this test program, started
+//! again with the image and a file to write to, as those processes have them.
 
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "it tries what no safe interface has")]
@@ -12,11 +12,15 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Output, Stdio};
 
-use nelly_unpack::confine::confine_to_images;
+use nelly_unpack::confine::{confine_to_archive, confine_to_images};
 use rustix::process::{Pid, Signal, getppid, kill_process};
 
 /// Says in a child which attempt it is.
 const CHILD: &str = "NELLY_TEST_READER";
+
+/// Which of the two it is.
+const IMAGE: &str = "image";
+const ARCHIVE: &str = "archive";
 
 /// Most bytes that its output gets.
 const MOST: u64 = 10_000;
@@ -60,9 +64,7 @@ const ATTEMPTS: &[Attempt] = &[
     }),
     ("make the output too large", Ends::By(libc::SIGXFSZ), |open| open.output.set_len(MOST + 1)),
     ("write to the image", Ends::Refused, |open| open.image.write_all_at(&[1], 0)),
-    ("look after the image's lock", Ends::Well, |open| {
-        open.image.try_lock_shared().map_err(|_| io::ErrorKind::Other.into())
-    }),
+    (LOCK, Ends::Well, |open| open.image.try_lock_shared().map_err(|_| io::ErrorKind::Other.into())),
     ("open the image again", Ends::With("openat"), |open| {
         use std::os::fd::AsRawFd;
         File::options().write(true).open(format!("/proc/self/fd/{}", open.image.as_raw_fd())).map(drop)
@@ -114,13 +116,18 @@ const ATTEMPTS: &[Attempt] = &[
     }),
 ];
 
+/// What reads an archive has nobody's locks to look after.
+const LOCK: &str = "look after the image's lock";
+
 fn child(word: &str) {
-    let (name, _, attempt) = &ATTEMPTS[word.parse::<usize>().unwrap()];
+    let (number, kind) = word.split_once(' ').unwrap();
+    let (name, _, attempt) = &ATTEMPTS[number.parse::<usize>().unwrap()];
     // The image is standard input; the output is opened by its name, before.
     let image = File::from(io::stdin().as_fd().try_clone_to_owned().unwrap());
     let output = File::create(std::env::var_os("NELLY_TEST_OUTPUT").unwrap()).unwrap();
     let open = Open { image, output, caller: getppid().unwrap() };
-    let done = confine_to_images(MOST).unwrap();
+    let confine = if kind == IMAGE { confine_to_images } else { confine_to_archive };
+    let done = confine(MOST).unwrap();
     assert!(done.contains(&"seccomp") && done.contains(&"landlock"), "{done:?}");
     let said = match attempt(&open) {
         Ok(()) => "well".to_owned(),
@@ -131,13 +138,13 @@ fn child(word: &str) {
     std::process::exit(0)
 }
 
-fn attempt(number: usize) -> Output {
+fn attempt(number: usize, kind: &str, test: &str) -> Output {
     let place = tempfile::tempdir().unwrap();
     let (image, output) = (place.path().join("image"), place.path().join("output"));
     fs::write(&image, "image").unwrap();
     let ended = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_reader_of_images_that_is_taken_over_owns_next_to_nothing", "--nocapture"])
-        .env(CHILD, number.to_string())
+        .args(["--exact", test, "--nocapture"])
+        .env(CHILD, format!("{number} {kind}"))
         .env("NELLY_TEST_OUTPUT", &output)
         .stdin(Stdio::from(File::open(&image).unwrap()))
         .output()
@@ -149,25 +156,36 @@ fn attempt(number: usize) -> Output {
     ended
 }
 
-#[test]
-fn a_reader_of_images_that_is_taken_over_owns_next_to_nothing() {
+/// Tries all, in processes that are confined as those of this kind, which call themselves `name`.
+fn try_all(kind: &str, program: &str, test: &str) {
     use std::os::unix::process::ExitStatusExt;
     if let Ok(word) = std::env::var(CHILD) {
         return child(&word);
     }
     for (number, (name, ends, _)) in ATTEMPTS.iter().enumerate() {
-        let output = attempt(number);
+        let output = attempt(number, kind, test);
         let said = String::from_utf8_lossy(&output.stdout);
         let complained = String::from_utf8_lossy(&output.stderr);
         let seen = format!("{name}: {}: {said} {complained}", output.status);
+        let ends = if *name == LOCK && kind == ARCHIVE { &Ends::With("number") } else { ends };
         match ends {
             Ends::Well => assert!(said.contains(": well"), "{seen}"),
             Ends::Refused => assert!(said.contains(": refused"), "{seen}"),
             Ends::By(signal) => assert_eq!(output.status.signal(), Some(*signal), "{seen}"),
             Ends::With(call) => {
                 assert_eq!(output.status.code(), Some(159), "{seen}");
-                assert!(complained.contains(&format!("nelly: ended: the system call {call}")), "{seen}");
+                assert!(complained.contains(&format!("{program}: ended: the system call {call}")), "{seen}");
             }
         }
     }
+}
+
+#[test]
+fn a_reader_of_images_that_is_taken_over_owns_next_to_nothing() {
+    try_all(IMAGE, "nelly", "a_reader_of_images_that_is_taken_over_owns_next_to_nothing");
+}
+
+#[test]
+fn a_reader_of_archives_that_is_taken_over_owns_next_to_nothing() {
+    try_all(ARCHIVE, "nelly-unpack", "a_reader_of_archives_that_is_taken_over_owns_next_to_nothing");
 }

@@ -23,9 +23,11 @@ pub(super) fn load(args: &LoadArgs, context: &Context) -> Result<ExitCode> {
     let local = local(context)?;
     let mut bar = Bar::new(args.quiet);
     let limits = Limits::default();
+    let unpacker = context.search.unpacker();
     let loaded = if let Some(engine) = args.from {
         let mut saving = engine.begin(&args.images)?;
-        let loaded = local.load(Input::Stream(&mut saving), name.as_ref(), &limits, &mut bar);
+        let loaded =
+            local.load(Input::Stream(&mut saving), name.as_ref(), &limits, Some(&unpacker), &mut bar);
         loaded.with_context(|| format!("cannot load {}", args.images.join(" ")))?
     } else if let Some(path) = &args.input {
         let what = || format!("cannot load {}", path.display());
@@ -35,10 +37,14 @@ pub(super) fn load(args: &LoadArgs, context: &Context) -> Result<ExitCode> {
             .metadata()?
             .is_file()
         {
-            local.load(Input::File(path), name.as_ref(), &limits, &mut bar).with_context(what)?
+            local
+                .load(Input::File(path), name.as_ref(), &limits, Some(&unpacker), &mut bar)
+                .with_context(what)?
         } else {
             let mut stream = File::open(path).with_context(what)?;
-            local.load(Input::Stream(&mut stream), name.as_ref(), &limits, &mut bar).with_context(what)?
+            local
+                .load(Input::Stream(&mut stream), name.as_ref(), &limits, Some(&unpacker), &mut bar)
+                .with_context(what)?
         }
     } else {
         let mut input = std::io::stdin().lock();
@@ -49,7 +55,7 @@ pub(super) fn load(args: &LoadArgs, context: &Context) -> Result<ExitCode> {
             ));
         }
         local
-            .load(Input::Stream(&mut input), name.as_ref(), &limits, &mut bar)
+            .load(Input::Stream(&mut input), name.as_ref(), &limits, Some(&unpacker), &mut bar)
             .context("cannot load standard input")?
     };
     bar.finish();

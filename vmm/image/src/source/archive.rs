@@ -17,7 +17,9 @@ use crate::num::to_u64;
 use crate::tar::{EntryKind, TarError, TarInput, TarReader};
 
 /// Files in an archive. An image with the most layers has a few thousand.
-const FILES_MAX: usize = 100_000;
+pub(crate) const FILES_MAX: usize = 100_000;
+/// Bytes of all names and links of an archive.
+pub(crate) const NAMES_MAX: usize = 32 << 20;
 /// Bytes of JSON kept in memory from a compressed archive.
 const KEPT_MAX: u64 = 64 << 20;
 /// Symbolic links followed inside an archive.
@@ -223,13 +225,19 @@ impl Archive {
             source => SourceError::Archive { name: self.name.clone(), source },
         };
         let mut members = HashMap::new();
-        let mut kept_left = KEPT_MAX;
+        let (mut kept_left, mut names_left) = (KEPT_MAX, NAMES_MAX);
         let mut tar = TarReader::new(input);
         while let Some(entry) = tar.next().map_err(damaged)? {
             if members.len() >= FILES_MAX {
                 let (name, limit) = (self.name.clone(), FILES_MAX.to_string());
                 return Err(SourceError::TooLarge { name, found: "more files".to_owned(), limit });
             }
+            let names = entry.path.len().saturating_add(entry.link.len());
+            names_left = names_left.checked_sub(names).ok_or_else(|| SourceError::TooLarge {
+                name: self.name.clone(),
+                found: "longer names".to_owned(),
+                limit: format!("{NAMES_MAX} bytes of all names"),
+            })?;
             // Names of an image are plain; others are not looked up.
             let (Ok(path), Ok(link)) = (String::from_utf8(entry.path), String::from_utf8(entry.link)) else {
                 continue;
@@ -311,6 +319,41 @@ impl Archive {
         drop(decoder);
         self.plain = Some(Arc::new(file));
         Ok(true)
+    }
+
+    /// What is known of an archive that another process has read: its files, by their names, in
+    /// `file`, which is not compressed.
+    ///
+    /// # Errors
+    /// What cannot be.
+    pub(crate) fn of_members(
+        file: File,
+        name: String,
+        limits: &Limits,
+        members: impl IntoIterator<Item = (String, u64, u64)>,
+    ) -> Result<Self, &'static str> {
+        let bytes = file.metadata().map_err(|_unseen| "the archive cannot be looked at")?.len();
+        let mut files = HashMap::new();
+        for (path, offset, size) in members {
+            if offset.checked_add(size).is_none_or(|end| end > bytes) {
+                return Err("it has a file that lies beyond its end");
+            }
+            files.insert(path, Member::File { offset, size, kept: None });
+        }
+        let file = Arc::new(file);
+        let whole =
+            Blob { name: name.clone(), bytes: Bytes::File { file: file.clone(), offset: 0, size: bytes } };
+        let (compression, json_bytes) = (Compression::None, limits.json_bytes);
+        Ok(Self { name, whole, compression, json_bytes, members: files, plain: Some(file) })
+    }
+
+    /// All files, with the names of those that lead to them: name, offset in the archive when it is
+    /// not compressed, and size.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&str, u64, u64)> {
+        self.members.keys().filter_map(|name| {
+            let (offset, size, _) = self.find(name).ok()?;
+            Some((name.as_str(), offset, size))
+        })
     }
 
     /// Follows links to a file.

@@ -20,7 +20,7 @@ use crate::limits::Limits;
 use crate::num::to_u64;
 use crate::tar::TarError;
 
-pub(crate) use archive::{Archive, SpoolError};
+pub(crate) use archive::{Archive, FILES_MAX, NAMES_MAX, SpoolError};
 pub(crate) use blobs::{image_blobs, open_blob};
 pub use document::Document;
 pub(crate) use layout::{LayoutDir, open_regular};

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::path::Path;
 
-use super::TransferError;
+use super::{TransferError, confined};
 use crate::blob::{Blob, Compression, read_start};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
@@ -16,8 +16,9 @@ use crate::num::to_u64;
 use crate::progress::{ImageStage, Progress, Watch};
 use crate::source::{
     Archive, DockerItem, SourceError, SpoolError, docker_items, host_architecture, image_blobs,
-    layout_images, load_descriptor, load_docker_item, open_blob,
+    layout_images, load_descriptor, load_docker_item, open_blob, open_regular,
 };
+use crate::unpacker::Unpacker;
 
 /// Bytes copied at a time.
 const CHUNK: usize = 1 << 20;
@@ -37,6 +38,9 @@ impl LocalStore {
     /// Adds the images of an OCI or docker archive, with the names that it gives them, or the one
     /// with `name`. Images without a name are added without one.
     ///
+    /// With an `unpacker`, its program reads the tar archive and what is compressed, confined to
+    /// that; this process reads the documents in it, and copies what has the digests that they say.
+    ///
     /// # Errors
     /// [`TransferError`]; then nothing was added, unless the caller cancelled: what was copied
     /// until then need not be copied again.
@@ -45,10 +49,11 @@ impl LocalStore {
         input: Input<'_>,
         name: Option<&ImageName>,
         limits: &Limits,
+        unpacker: Option<&Unpacker>,
         progress: &mut dyn Progress,
     ) -> Result<Vec<StoredImage>, TransferError> {
         let adding = self.add()?;
-        let loaded = Self::load_blobs(&adding, input, name, limits, progress);
+        let loaded = Self::load_blobs(&adding, input, name, limits, unpacker, progress);
         let added = adding.into_added();
         if let Err(error) = &loaded
             && !matches!(error, TransferError::Cancelled)
@@ -64,31 +69,23 @@ impl LocalStore {
         input: Input<'_>,
         name: Option<&ImageName>,
         limits: &Limits,
+        unpacker: Option<&Unpacker>,
         progress: &mut dyn Progress,
     ) -> Result<Vec<StoredImage>, TransferError> {
-        let archive = match input {
+        let room = adding.room()?;
+        let mut spool = || Ok(adding.spool()?);
+        let (whole, name_of_archive) = match input {
             Input::File(path) => {
-                let mut archive = Archive::open(path, limits, &mut || progress.cancelled())?;
-                if archive.needs_spool() {
-                    let mut watch = Watch::begin(progress, ImageStage::Archive, None);
-                    let spooled = archive.spool(adding.spool()?, adding.room()?, &mut |done, total| {
-                        watch.total = Some(total);
-                        watch.tick(done)
-                    });
-                    match spooled {
-                        Ok(true) => watch.end(),
-                        Ok(false) => return Err(TransferError::Cancelled),
-                        Err(SpoolError::Source(source)) => return Err(source.into()),
-                        Err(SpoolError::Write(source)) => return Err(TransferError::Spool(source)),
-                    }
-                }
-                archive
+                let (file, size) = open_regular(path)?;
+                (Whole::File { file, size }, path.display().to_string())
             }
-            Input::Stream(stream) => {
-                let (file, size) = keep(stream, adding.spool()?, adding.room()?, limits, progress)?;
-                let name = "standard input".to_owned();
-                Archive::of_file(file, size, name, limits, &mut || progress.cancelled())?
+            Input::Stream(stream) => (Whole::Stream(stream), "standard input".to_owned()),
+        };
+        let archive = match unpacker {
+            Some(unpacker) => {
+                confined::read(unpacker, whole, &name_of_archive, &mut spool, room, limits, progress)?
             }
+            None => opened(whole, &name_of_archive, &mut spool, room, limits, progress)?,
         };
         let mut loader = Loader { adding, archive: &archive, limits, progress };
         let images = if archive.has("oci-layout") && archive.has("index.json") {
@@ -110,6 +107,46 @@ impl LocalStore {
         }
         Ok(added)
     }
+}
+
+/// An archive that is not looked into yet.
+pub(super) enum Whole<'a> {
+    /// A file of so many bytes.
+    File { file: File, size: u64 },
+    /// A pipe.
+    Stream(&'a mut dyn Read),
+}
+
+/// Opens an archive, with a file of `spool` for what is compressed or comes through a pipe, of
+/// which at most `room` bytes are kept.
+pub(super) fn opened(
+    whole: Whole<'_>,
+    name: &str,
+    spool: &mut dyn FnMut() -> Result<File, TransferError>,
+    room: u64,
+    limits: &Limits,
+    progress: &mut dyn Progress,
+) -> Result<Archive, TransferError> {
+    let name = name.to_owned();
+    let (file, size) = match whole {
+        Whole::File { file, size } => (file, size),
+        Whole::Stream(stream) => keep(stream, spool()?, room, limits, progress)?,
+    };
+    let mut archive = Archive::of_file(file, size, name, limits, &mut || progress.cancelled())?;
+    if archive.needs_spool() {
+        let mut watch = Watch::begin(progress, ImageStage::Archive, None);
+        let spooled = archive.spool(spool()?, room, &mut |done, total| {
+            watch.total = Some(total);
+            watch.tick(done)
+        });
+        match spooled {
+            Ok(true) => watch.end(),
+            Ok(false) => return Err(TransferError::Cancelled),
+            Err(SpoolError::Source(source)) => return Err(source.into()),
+            Err(SpoolError::Write(source)) => return Err(TransferError::Spool(source)),
+        }
+    }
+    Ok(archive)
 }
 
 /// Keeps the decompressed bytes of a stream in `file`; gives it back with their number.

@@ -18,7 +18,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use wire::{Bytes, OrderText, Report, Wanted};
+use wire::{Bytes, OrderText, Wanted};
 
 use crate::digest::Digest;
 use crate::error::{ImageError, Told, UnpackerError, shown};
@@ -28,15 +28,17 @@ use crate::progress::{ImageStage, Progress};
 use crate::reference::Reference;
 use crate::source::open_regular;
 
+pub(crate) use wire::{Report, VERSION};
+
 /// What is kept of what is no report.
 const WORDS_MAX: usize = 2000;
 /// Bytes that are read at once. They are not on the stack: whoever finds its image in the cache
 /// would pay for that.
 const READ: usize = 64 << 10;
 /// How often the caller is asked whether it still waits.
-const PATIENCE: Duration = Duration::from_millis(50);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 /// How long an unpacker that is not wanted any more may take to end by itself.
-const GRACE: Duration = Duration::from_secs(2);
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
 /// Most files outside of a layout that its links lead to.
 const LINKED_MAX: usize = 256;
@@ -89,7 +91,8 @@ impl Unpacker {
                 Line::Report(Report::Failed { code, words }) => {
                     result = Some(Err(Told::new(&code, &words)));
                 }
-                Line::None => {}
+                // What is said of archives is said to others.
+                Line::Report(Report::File { .. } | Report::Files(_)) | Line::None => {}
             }
             if left.is_none() && progress.cancelled() {
                 // It ends by itself, and takes its unfinished files along.
@@ -102,20 +105,18 @@ impl Unpacker {
             _ if left.is_some() => Err(ImageError::Cancelled),
             Some(Ok(done)) if ended.is_none_or(|status| status.success()) => Ok(done),
             Some(Err(told)) => Err(told.error(&order.cache)),
-            _ => {
-                let words = shown(&String::from_utf8_lossy(&running.words));
-                let how = ended.map_or_else(|| "no status".to_owned(), |status| status.to_string());
-                Err(failed(UnpackerError::Ended { program: program.to_owned(), how, words }))
-            }
+            _ => Err(failed(running.ended(program, ended))),
         }
     }
 }
 
 /// An unpacker at work; killed when it is dropped.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     orders: Option<ChildStdin>,
-    reports: io::PipeReader,
+    pub(crate) reports: io::PipeReader,
+    /// How long a line is waited for.
+    pub(crate) patience: Duration,
     /// What was read of its reports.
     read: Vec<u8>,
     /// How much of that was taken, and how much was looked through for the end of a line.
@@ -128,7 +129,8 @@ struct Running {
     line_max: usize,
 }
 
-enum Line {
+/// What was heard.
+pub(crate) enum Line {
     Report(Report),
     /// Nothing yet, or none that is a report.
     None,
@@ -136,28 +138,13 @@ enum Line {
 
 impl Running {
     fn start(program: &Path, order: &Order) -> Result<Self, UnpackerError> {
-        let failed = |source| UnpackerError::Start { program: program.to_owned(), source };
         let talk = |source| UnpackerError::Talk { program: program.to_owned(), source };
         let (reports, output) = io::pipe().map_err(talk)?;
         let errors = output.try_clone().map_err(talk)?;
-        // A terminal's Ctrl-C is for the caller, who then leaves it without an order.
         let mut command = Command::new(program);
-        command.env_clear().stdin(Stdio::piped()).stdout(output).stderr(errors).process_group(0);
-        let mut child = command.spawn().map_err(failed)?;
-        // The other ends of the pipe.
-        drop(command);
-        let orders = child.stdin.take();
+        command.stdin(Stdio::piped()).stdout(output).stderr(errors);
         let line_max = at_most(order.limits.json_bytes, 1_usize << 30) * 6 + (64 << 10);
-        let mut running = Self {
-            child,
-            orders,
-            reports,
-            read: Vec::new(),
-            taken: 0,
-            looked: 0,
-            words: Vec::new(),
-            line_max,
-        };
+        let mut running = Self::of(command, program, reports, line_max)?;
         let mut line = serde_json::to_vec(&order.text()).map_err(|error| talk(error.into()))?;
         line.push(b'\n');
         match running.orders.as_mut().map(|orders| orders.write_all(&line)) {
@@ -166,8 +153,37 @@ impl Running {
         }
     }
 
-    /// The next line; `None` at the end. Waits for no longer than [`PATIENCE`].
-    fn line(&mut self, left: Option<Instant>) -> io::Result<Option<Line>> {
+    /// Starts it, with no environment. It has the other end of `reports`, of which no line is
+    /// longer than `line_max` bytes.
+    pub(crate) fn of(
+        mut command: Command,
+        program: &Path,
+        reports: io::PipeReader,
+        line_max: usize,
+    ) -> Result<Self, UnpackerError> {
+        // A terminal's Ctrl-C is for the caller, with whom it ends.
+        command.env_clear().process_group(0);
+        let started = command.spawn();
+        // The other ends of the pipes.
+        drop(command);
+        let failed = |source| UnpackerError::Start { program: program.to_owned(), source };
+        let mut child = started.map_err(failed)?;
+        let orders = child.stdin.take();
+        Ok(Self {
+            child,
+            orders,
+            reports,
+            patience: PATIENCE,
+            read: Vec::new(),
+            taken: 0,
+            looked: 0,
+            words: Vec::new(),
+            line_max,
+        })
+    }
+
+    /// The next line; `None` at the end. Waits for no longer than `patience`.
+    pub(crate) fn line(&mut self, left: Option<Instant>) -> io::Result<Option<Line>> {
         if let Some(end) = self.read[self.looked..].iter().position(|byte| *byte == b'\n') {
             let (from, to) = (self.taken, self.looked + end + 1);
             (self.taken, self.looked) = (to, to);
@@ -178,7 +194,7 @@ impl Running {
         if left.is_some_and(|end| Instant::now() >= end) {
             return Ok(None);
         }
-        let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
+        let patience = Timespec::try_from(self.patience).map_err(io::Error::other)?;
         match poll(&mut [PollFd::new(&self.reports, PollFlags::IN)], Some(&patience)) {
             Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(Some(Line::None)),
             Ok(_) => {}
@@ -219,7 +235,7 @@ impl Running {
 impl Running {
     /// Waits for its end, which comes with that of its reports; what does not end is killed.
     /// `None`: somebody else of this process has waited for it, or nobody can.
-    fn end(&mut self, end: Instant) -> io::Result<Option<ExitStatus>> {
+    pub(crate) fn end(&mut self, end: Instant) -> io::Result<Option<ExitStatus>> {
         let unknown = |error: io::Error| match error.raw_os_error() {
             // Children end unseen where SIGCHLD is ignored.
             Some(number) if number == rustix::io::Errno::CHILD.raw_os_error() => Ok(None),
@@ -235,6 +251,15 @@ impl Running {
         }
         self.child.kill()?;
         self.child.wait().map(Some).or_else(unknown)
+    }
+}
+
+impl Running {
+    /// The error of one that ended before it was done.
+    pub(crate) fn ended(&self, program: &Path, status: Option<ExitStatus>) -> UnpackerError {
+        let words = shown(&String::from_utf8_lossy(&self.words));
+        let how = status.map_or_else(|| "no status".to_owned(), |status| status.to_string());
+        UnpackerError::Ended { program: program.to_owned(), how, words }
     }
 }
 
@@ -372,9 +397,7 @@ impl<W: Write, C: AsFd> Telling<W, C> {
     }
 
     fn tell(&mut self, report: &Report) -> io::Result<()> {
-        let mut line = serde_json::to_vec(report)?;
-        line.push(b'\n');
-        self.out.write_all(&line)?;
+        report.tell(&mut self.out)?;
         self.out.flush()
     }
 
@@ -389,7 +412,8 @@ impl<W: Write, C: AsFd> Telling<W, C> {
     }
 }
 
-fn words(error: &dyn std::error::Error) -> Vec<String> {
+/// The words of an error and of its causes, a line each.
+pub(crate) fn words(error: &dyn std::error::Error) -> Vec<String> {
     let line = |error: &dyn std::error::Error| error.to_string().replace('\n', " ");
     let mut words = vec![line(error)];
     let mut cause = error.source();

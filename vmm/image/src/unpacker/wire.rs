@@ -1,6 +1,7 @@
 //! What is said between a program and its unpacker: an order, which is a line of JSON on the
 //! unpacker's standard input, and reports, which are lines of JSON on its standard output.
 
+use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -62,7 +63,7 @@ impl Wanted {
 }
 
 /// The version of orders and reports.
-pub(super) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// An order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,9 +77,9 @@ pub(super) struct OrderText {
     pub(super) limits: Limits,
 }
 
-/// A report. The last one is `Done` or `Failed`.
+/// A report. The last one is `Done`, `Files` or `Failed`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Report {
+pub(crate) enum Report {
     /// As [`crate::Progress::update`] is told.
     Stage { stage: ImageStage, done: u64, total: Option<u64> },
     /// The image is in the cache.
@@ -90,6 +91,17 @@ pub(super) enum Report {
         /// Whether it was there before.
         cached: bool,
     },
+    /// Of an archive that is loaded: a file of it.
+    File {
+        /// Its name.
+        name: String,
+        /// Where its bytes begin, in the archive as it is when it is not compressed.
+        offset: u64,
+        /// Their number.
+        size: u64,
+    },
+    /// These were all files of the archive, so many.
+    Files(usize),
     /// It is not.
     Failed {
         /// As [`crate::ImageError::code`].
@@ -97,6 +109,15 @@ pub(super) enum Report {
         /// The error, and then each of its causes, a line each.
         words: String,
     },
+}
+
+impl Report {
+    /// Writes it as a line.
+    pub(crate) fn tell(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        out.write_all(&line)
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use nelly_image::{
     Reference, Removal, Removed, Silent, Store, StoreOptions, StoredImage, TransferError,
 };
 
+use crate::support::hostile::archives;
 use crate::support::image::{ARCH, Layout, Pack, TestDir, chain, contents_of, gzip};
 use crate::support::run;
 use crate::support::tarball::{Tar, dir, file, hard_link};
@@ -39,7 +40,7 @@ fn local(place: &TestDir) -> LocalStore {
 
 fn load(place: &TestDir, input: Input<'_>, name: Option<&str>) -> Result<Vec<StoredImage>, TransferError> {
     let name: Option<ImageName> = name.map(|name| name.parse().unwrap());
-    local(place).load(input, name.as_ref(), &Limits::default(), &mut Silent)
+    local(place).load(input, name.as_ref(), &Limits::default(), None, &mut Silent)
 }
 
 fn remove(place: &TestDir, word: &str, in_use: &InUse) -> Result<(Removal, Removed), ImageError> {
@@ -204,33 +205,7 @@ fn images_of_every_making_are_the_same_from_the_local_store() {
 #[test]
 fn hostile_and_damaged_archives_leave_nothing() {
     let place = TestDir::default();
-    let archive = |items: &str, layer: &[u8], id: &[u8]| {
-        let config = Layout::config(&[Digest::sha256(id)], "{}");
-        let mut tar = Tar::default();
-        tar.add(file("c.json"), config.as_bytes()).add(file("l.tar"), layer);
-        tar.add(file("manifest.json"), items.as_bytes()).end()
-    };
-    let item = r#"[{"Config":"c.json","RepoTags":["app:1"],"Layers":["l.tar"]}]"#;
-    let good = archive(item, &layer("x"), &layer("x"));
-    let (short, cut) = (gzip(&good), gzip(&good));
-    let table: Vec<(Vec<u8>, &str)> = vec![
-        (archive(item, &layer("x"), &layer("y")), "they are corrupt"),
-        (
-            archive(&item.replace("app:1", "../../etc"), &layer("x"), &layer("x")),
-            "names an image `../../etc`",
-        ),
-        (archive(&item.replace("l.tar", "../../../etc/passwd"), &layer("x"), &layer("x")), "does not exist"),
-        (archive(&item.replace("l.tar", "none.tar"), &layer("x"), &layer("x")), "none.tar"),
-        (archive("[]", &layer("x"), &layer("x")), "lists no image"),
-        (archive("{", &layer("x"), &layer("x")), "not valid JSON"),
-        (good[..700].to_vec(), "not a usable tar archive"),
-        (short[..short.len() / 2].to_vec(), "cannot read the archive"),
-        ([&cut[..20], &[0xff; 40], &cut[60..]].concat(), "cannot read the archive"),
-        (b"no archive".to_vec(), "not a usable tar archive"),
-        (Vec::new(), "is empty"),
-        (b"BZh91AY".to_vec(), "bzip2"),
-    ];
-    for (bytes, what) in table {
+    for (bytes, what) in archives() {
         let error = load(&place, Input::Stream(&mut &bytes[..]), None).unwrap_err();
         assert!(chain(&error).contains(what), "{what}: {}", chain(&error));
         assert_eq!((local(&place).list().unwrap().len(), blobs(&place)), (0, 0), "{what}");
@@ -441,7 +416,7 @@ fn helper_load_and_remove() {
     loop {
         let local = LocalStore::open(dir.join("data/images")).unwrap();
         let limits = Limits::default();
-        local.load(Input::File(&dir.join("image.tar")), None, &limits, &mut Silent).unwrap();
+        local.load(Input::File(&dir.join("image.tar")), None, &limits, None, &mut Silent).unwrap();
         store.resolve(&named("app"), &mut Silent).unwrap();
         store.remove("app", false, &store.removing().unwrap(), &InUse::default()).unwrap();
     }

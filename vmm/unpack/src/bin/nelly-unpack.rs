@@ -5,6 +5,9 @@
 //!
 //! With `stream FORM MOST [MEMBER]`, standard input is a packed file, and standard output the file
 //! that gets what comes out of it.
+//!
+//! With `archive ORDER`, standard input is an archive of images, of which it finds the files; it
+//! reports on standard error (`nelly_image::ArchiveOrder`).
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -13,8 +16,8 @@ use std::io::{BufReader, Write, stderr, stdin, stdout};
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
-use nelly_image::{Order, Store};
-use nelly_unpack::confine::{begin, confine, confine_to_streams};
+use nelly_image::{ARCHIVE, ArchiveOrder, Order, Store};
+use nelly_unpack::confine::{ConfineError, begin, confine, confine_to_archive, confine_to_streams};
 use nelly_unpack::stream::{NO_MEMBER, StreamError, StreamOrder, unpack};
 
 const HELP: &str = "\
@@ -23,6 +26,7 @@ Unpacks an image into the cache of nelly.
 nelly starts it; there is nothing to be done with it by hand. It gives up its rights before it reads the image: it can
 read that image, write to the cache, and reaches no network, no other process and, on Linux 5.19 or newer, no other file.
 With stream, it unpacks the file that is its standard input into the one that is its standard output, and reaches no other.
+With archive, it finds the files of the archive that is its standard input.
 
   --help      print this help
   --version   print the version
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
             return print(concat!("nelly-unpack ", env!("CARGO_PKG_VERSION"), "\n"));
         }
         Some(Some(STREAM)) => return stream(),
+        Some(Some(ARCHIVE)) => return archive(),
         Some(_) => return complain("unknown argument; see nelly-unpack --help"),
     }
     match run() {
@@ -64,14 +69,7 @@ fn stream() -> ExitCode {
     let Some(order) = StreamOrder::read(&words) else {
         return complain("this is no order; see nelly-unpack --help");
     };
-    let ready = || -> Result<(File, File), Box<dyn Error>> {
-        begin()?;
-        let from = File::from(stdin().as_fd().try_clone_to_owned()?);
-        let to = File::from(stdout().as_fd().try_clone_to_owned()?);
-        confine_to_streams()?;
-        Ok((from, to))
-    };
-    let (from, to) = match ready() {
+    let (from, to) = match files(confine_to_streams) {
         Ok(ready) => ready,
         Err(error) => return complain(&chain(error.as_ref())),
     };
@@ -82,6 +80,36 @@ fn stream() -> ExitCode {
             if matches!(error, StreamError::NoMember { .. }) { ExitCode::from(NO_MEMBER) } else { code }
         }
     }
+}
+
+/// Finds the files of the archive that is standard input.
+fn archive() -> ExitCode {
+    let word = std::env::args_os().nth(2);
+    let order = match word.as_ref().and_then(|word| word.to_str()).map(ArchiveOrder::read) {
+        Some(Ok(order)) => order,
+        Some(Err(error)) => return complain(&format!("this is no order ({error}); see nelly-unpack --help")),
+        None => return complain("there is no order; see nelly-unpack --help"),
+    };
+    let read = || -> Result<bool, Box<dyn Error>> {
+        let (from, to) = files(|| confine_to_archive(order.most_written()))?;
+        Ok(order.carry_out(from, to, &mut stderr())?)
+    };
+    match read() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => complain(&chain(error.as_ref())),
+    }
+}
+
+/// Standard input and output as files, when nothing else is reached any more.
+fn files(
+    confine: impl FnOnce() -> Result<Vec<&'static str>, ConfineError>,
+) -> Result<(File, File), Box<dyn Error>> {
+    begin()?;
+    let from = File::from(stdin().as_fd().try_clone_to_owned()?);
+    let to = File::from(stdout().as_fd().try_clone_to_owned()?);
+    confine()?;
+    Ok((from, to))
 }
 
 fn chain(error: &dyn Error) -> String {

@@ -22,6 +22,11 @@ pub(super) fn confine_to_streams() -> Result<Vec<&'static str>, ConfineError> {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "as on Linux")]
+pub(super) fn confine_to_archive(_: u64) -> Result<Vec<&'static str>, ConfineError> {
+    Ok(Vec::new())
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "as on Linux")]
 pub(super) fn confine_to_images(_: u64) -> Result<Vec<&'static str>, ConfineError> {
     Ok(Vec::new())
 }

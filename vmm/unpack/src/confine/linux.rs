@@ -26,6 +26,8 @@ const MEMORY: u64 = 1 << 30;
 enum Files {
     /// Those that it has open.
     Open,
+    /// The same, by one thread.
+    Archive,
     /// The same, and their locks.
     Images,
     /// Those that Landlock leaves it, too.
@@ -58,6 +60,13 @@ fn limit(resource: Resource, most: u64) -> Result<(), ConfineError> {
     let most = getrlimit(resource).maximum.map_or(most, |hard| hard.min(most));
     setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
         .map_err(|error| ConfineError { layer: "limits", source: error.into() })
+}
+
+pub(super) fn confine_to_archive(most_written: u64) -> Result<Vec<&'static str>, ConfineError> {
+    let restrict = || Ok(tree::version() > 0 && tree::restrict_to(&[])? > 0);
+    limit(Resource::As, MEMORY)?;
+    limit(Resource::Fsize, most_written)?;
+    layers(PROGRAM, CapabilitySet::empty(), restrict, Files::Archive)
 }
 
 pub(super) fn confine_to_images(most_written: u64) -> Result<Vec<&'static str>, ConfineError> {
@@ -241,8 +250,8 @@ fn calls(files: Files) -> io::Result<program::BpfProgram> {
     put(libc::SYS_mmap, these(&[&[(2, data)]]))?;
     put(libc::SYS_mprotect, these(&[&[(2, data)]]))?;
     // A stream is decompressed by a thread; the C library makes it by the older call when the newer
-    // one, whose flags are in memory, is not there. An image is read by one thread.
-    if files != Files::Images {
+    // one, whose flags are in memory, is not there. Archives and images are read by one thread.
+    if matches!(files, Files::Open | Files::ByName) {
         put(libc::SYS_clone3, Ways::Error(NO_CALL))?;
         put(libc::SYS_clone, these(&[&[(0, program::MAKES_A_THREAD)]]))?;
     }

@@ -67,6 +67,16 @@ pub fn confine_to_streams() -> Result<Vec<&'static str>, ConfineError> {
     linux::confine_to_streams()
 }
 
+/// Gives up, for this process, which has one thread and makes no other, all files but those that it
+/// has open: an archive, and what comes out of it, which gets at most `most_written` bytes. Gives
+/// the layers that are in force.
+///
+/// # Errors
+/// A layer that is there failed.
+pub fn confine_to_archive(most_written: u64) -> Result<Vec<&'static str>, ConfineError> {
+    linux::confine_to_archive(most_written)
+}
+
 /// Gives up, for this process, which has one thread, all files but those that it has open: those of
 /// a disk image, and those that it writes, of which each gets at most `most_written` bytes. Gives
 /// the layers that are in force.

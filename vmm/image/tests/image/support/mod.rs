@@ -4,6 +4,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "test data is small")]
 
 pub mod erofs;
+pub mod hostile;
 pub mod image;
 pub mod tarball;
 
