@@ -87,7 +87,16 @@ fn verdict_name(verdict: Verdict) -> &'static str {
 
 /// What `nelly-monitor` and `nelly-unpack` can be confined by.
 fn confinement(layers: Layers) -> Finding {
-    let Layers { landlock, seccomp } = layers;
+    let Layers { landlock, seccomp, seatbelt } = layers;
+    if seatbelt {
+        let text = "nelly-monitor gives up files, programs and networks by Seatbelt; nelly-unpack and the process that reads disk images give up nothing here";
+        return Finding::new(
+            "confine",
+            Verdict::Warn,
+            text,
+            "the profile was never tried on a Mac: where a machine does not start by it, --confine off starts one without",
+        );
+    }
     let text = format!(
         "nelly-monitor and nelly-unpack give up files by Landlock ({}) and system calls by seccomp ({})",
         if landlock > 0 { format!("version {landlock}") } else { "this host has none".to_owned() },

@@ -124,6 +124,70 @@ fn a_damaged_image_ends_a_check_with_code_1() {
     assert!(said.contains("corruptions") && said.contains("its refcount is 0"), "{said}");
 }
 
+/// Tables that somebody else has written, one lie at a time: these commands read them in their own
+/// process.
+#[test]
+fn hostile_images_end_with_a_sentence_and_leave_nothing() {
+    const ROUNDS: u64 = 24;
+    let place = Place::new();
+    let data: Vec<u8> =
+        (0..3_u32 << 16).map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
+    std::fs::write(place.path("a.raw"), data).unwrap();
+    place.good(&["convert", "a.raw", "good.qcow2"]);
+    let good = std::fs::read(place.path("good.qcow2")).unwrap();
+    let field = |at: usize, len: usize| {
+        good[at..at + len].iter().fold(0, |value, byte| value << 8 | usize::from(*byte))
+    };
+    // Header, refcount table and its first block, table of the first level and of the second.
+    let (table, l1) = (field(48, 8), field(40, 8));
+    let no_flags = |entry: usize| entry & 0x00ff_ffff_ffff_fe00;
+    let places =
+        [(0, 104), (table, 8), (no_flags(field(table, 8)), 16), (l1, 8), (no_flags(field(l1, 8)), 24)];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let mut refused = 0;
+    for round in 0..ROUNDS {
+        let (from, len) = places[random(places.len())];
+        let at = from + random(len);
+        let mut bytes = good.clone();
+        // A bit, or what is most and least.
+        match random(3) {
+            0 => bytes[at] ^= 1 << random(8),
+            1 => bytes[at] = 0xff,
+            _ => bytes[at] = 0,
+        }
+        std::fs::write(place.path("a.qcow2"), bytes).unwrap();
+        for words in [
+            &["info", "a.qcow2"][..],
+            &["check", "a.qcow2"],
+            &["map", "a.qcow2"],
+            &["convert", "a.qcow2", "b.raw"],
+        ] {
+            let output = place.run(words);
+            let said = String::from_utf8(output.stderr).unwrap();
+            let seen =
+                format!("round {round}, byte {at} of {}: {words:?}: {}: {said}", good.len(), output.status);
+            assert!(matches!(output.status.code(), Some(0 | 1)) && !said.contains("panicked"), "{seen}");
+            assert!(output.status.success() || !said.is_empty() || !output.stdout.is_empty(), "{seen}");
+            let made = place.path("b.raw").exists();
+            assert_eq!(made, words[0] == "convert" && output.status.success(), "{seen}");
+            refused += u64::from(!output.status.success());
+            if made {
+                std::fs::remove_file(place.path("b.raw")).unwrap();
+            }
+        }
+        let names = std::fs::read_dir(&place.0).unwrap().count();
+        assert_eq!(names, 3, "round {round}: something is left");
+    }
+    // Lies are found out, and what is none is read.
+    assert!(refused > ROUNDS / 2 && refused < ROUNDS * 4, "{refused}");
+}
+
 /// Ctrl-C while a disk is copied leaves neither the target nor anything else.
 #[test]
 fn an_interrupted_copy_leaves_nothing() {

@@ -18,6 +18,8 @@ mod random;
 #[cfg(test)]
 mod refusing;
 mod removals;
+#[cfg(target_os = "macos")]
+pub(crate) mod seatbelt;
 pub mod signals;
 pub mod tap;
 pub mod terminal;

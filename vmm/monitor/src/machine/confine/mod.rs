@@ -21,6 +21,8 @@ mod linux;
 #[cfg(not(target_os = "linux"))]
 #[path = "elsewhere.rs"]
 mod linux;
+#[cfg(any(test, target_os = "macos"))]
+mod seatbelt;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -67,6 +69,9 @@ pub struct Confinement {
     pub landlock: u32,
     /// Each thread has a list of system calls, and makes no other.
     pub seccomp: bool,
+    /// On macOS, the process has a profile of Seatbelt.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub seatbelt: bool,
 }
 
 /// What this host has of the layers that a monitor can be confined by.
@@ -76,13 +81,16 @@ pub struct Layers {
     pub landlock: u32,
     /// Lists of system calls.
     pub seccomp: bool,
+    /// Profiles of Seatbelt, of macOS.
+    pub seatbelt: bool,
 }
 
 impl Layers {
     /// Asks the system.
     #[must_use]
     pub fn of_host() -> Self {
-        Self { landlock: linux::version(), seccomp: linux::has_filters() }
+        let seatbelt = cfg!(target_os = "macos");
+        Self { landlock: linux::version(), seccomp: linux::has_filters(), seatbelt }
     }
 }
 
