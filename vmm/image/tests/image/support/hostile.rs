@@ -17,7 +17,16 @@ pub fn archives() -> Vec<(Vec<u8>, &'static str)> {
     let item = r#"[{"Config":"c.json","RepoTags":["app:1"],"Layers":["l.tar"]}]"#;
     let good = archive(item, &layer("x"), &layer("x"));
     let (short, cut) = (gzip(&good), gzip(&good));
+    // One layer is in the store already when the next one turns out to be another.
+    let half = {
+        let config = Layout::config(&[Digest::sha256(&layer("x")), Digest::sha256(&layer("y"))], "{}");
+        let item = r#"[{"Config":"c.json","RepoTags":["app:1"],"Layers":["l.tar","m.tar"]}]"#;
+        let mut tar = Tar::default();
+        tar.add(file("c.json"), config.as_bytes()).add(file("l.tar"), &layer("x"));
+        tar.add(file("m.tar"), &layer("z")).add(file("manifest.json"), item.as_bytes()).end()
+    };
     vec![
+        (half, "they are corrupt"),
         (archive(item, &layer("x"), &layer("y")), "they are corrupt"),
         (
             archive(&item.replace("app:1", "../../etc"), &layer("x"), &layer("x")),
