@@ -326,7 +326,14 @@ fn started(response: wire::StartResponse) -> Result<u32, StartFailure> {
                 Ok(Kind::NOT_EXECUTABLE) => crate::state::outcome::NOT_EXECUTABLE,
                 Ok(Kind::OTHER) | Err(_) => crate::state::outcome::FAILED,
             };
-            Err(StartFailure { code, message: sentence(failure.message) })
+            let message = match failure.message {
+                // Whoever is to read it should not look at an empty line.
+                empty if empty.trim().is_empty() => {
+                    "the guest's agent started no process, and did not say why".into()
+                }
+                said => sentence(said),
+            };
+            Err(StartFailure { code, message })
         }
     }
 }
