@@ -33,6 +33,13 @@ impl Drop for Raw {
     }
 }
 
+/// What the async runtime panics of where the host has no descriptor or memory for it: no bug of
+/// ours, and it returns no error.
+fn of_host(said: &str) -> Option<&str> {
+    let (_, error) = said.split_once("failed to create UnixStream: Os {")?;
+    error.split_once("message: \"")?.1.split('"').next()
+}
+
 /// To be called first: what a panic does from then on.
 pub(crate) fn expect() {
     std::panic::set_hook(Box::new(|panic| {
@@ -42,7 +49,10 @@ pub(crate) fn expect() {
         {
             raw.restore();
         }
-        out::message(format_args!("a bug, please report it: {panic}"));
+        match panic.payload_as_str().and_then(of_host) {
+            Some(reason) => out::message(format_args!("cannot start the async runtime: {reason}")),
+            None => out::message(format_args!("a bug, please report it: {panic}")),
+        }
         std::process::exit(outcome::FAILED.into());
     }));
 }
@@ -58,6 +68,13 @@ mod tests {
     use rustix::termios::{LocalModes, tcgetattr};
 
     use super::*;
+
+    #[test]
+    fn a_host_without_descriptors_is_told_apart_from_a_bug() {
+        let error = std::io::Error::from_raw_os_error(24);
+        assert_eq!(of_host(&format!("failed to create UnixStream: {error:?}")), Some("Too many open files"));
+        assert_eq!(of_host("index out of bounds: message: \"x\""), None);
+    }
 
     /// Set for the process that has the bug.
     const HAS_BUG: &str = "NELLY_TEST_HAS_BUG";
