@@ -129,7 +129,9 @@ fn copy_out(
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             // The machine has ended, which is reported elsewhere.
-            Err(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+            // What it holds is lost.
+            Err(error) => return Err(io::Error::new(error.kind(), format!("it cannot be read: {error}"))),
         };
         ctrl_c.output_seen();
         if let Err(error) = write_all(to, &buffer[..count]) {
@@ -214,6 +216,15 @@ mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
+
+    #[test]
+    fn output_that_cannot_be_read_is_an_error() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let nowhere = File::options().write(true).open("/dev/null").unwrap();
+        let copied = copy_out(&near, nowhere.as_fd(), &CtrlCCounter::default(), || {});
+        assert!(copied.unwrap_err().to_string().starts_with("it cannot be read: "));
+    }
 
     /// The result of `copy_out` of `said` to `to`, and of writing more to the stream after that.
     fn copied(said: &[u8], to: impl AsFd) -> (io::Result<()>, io::Result<()>) {
