@@ -55,6 +55,7 @@ const PREPARE: &str = "
 key='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'
 openssl req -x509 $key -keyout ca.key -out ca.pem -subj '/CN=a test' -days 3650
 openssl req $key -keyout server.key -out server.csr -subj /CN=api.example
+mkfifo pipe
 echo subjectAltName=DNS:api.example,DNS:other.example >names
 openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 3650 -extfile names
 ";
@@ -95,6 +96,12 @@ impl Scene {
         all.lines().filter(|line| line.starts_with(path)).map(str::to_owned).collect()
     }
 
+    /// Writes this for the next who reads a pipe, who is the only one.
+    fn pipe(&self, text: &'static str) -> std::thread::JoinHandle<()> {
+        let pipe = self.at("pipe");
+        std::thread::spawn(move || std::fs::write(pipe, text).unwrap())
+    }
+
     fn inspect(&self) -> Value {
         let shown = self.nelly(&["inspect", "box"], None).expect(0).out();
         let shown: Value = serde_json::from_str(&shown).expect("JSON");
@@ -128,13 +135,16 @@ fn the_host_gets_the_value_and_the_guest_has_a_placeholder() {
     let scene = Scene::new();
     let (ca, log) = (scene.at("ca.pem"), scene.at("log"));
     let words = ["run", "-d", "--name", "box", "--dns", "203.0.113.10", "--net-log", &log];
-    let words =
-        [&words[..], &["--secret", "API_KEY@api.example", "--secret-ca", &ca, "--", "sleep", "100000"]];
-    let words = words.concat();
+    // A pipe has its value once a start.
+    let pipe = format!("PIPED=file:{}@api.example", scene.at("pipe"));
+    let secrets = ["--secret", "API_KEY@api.example", "--secret", &pipe, "--secret-ca", &ca];
+    let words = [&words[..], &secrets, &["--", "sleep", "100000"]].concat();
     let refused = scene.nelly(&words, None);
     assert!(refused.err().contains("API_KEY is not set"), "{}", refused.err());
     refused.expect(125);
+    let writer = scene.pipe("of a pipe\n");
     scene.nelly(&words, Some(VALUE)).expect(0);
+    writer.join().unwrap();
     let process = scene.process();
 
     // By its address alone, before anybody was asked for the name: by a name in the hello that
@@ -194,6 +204,7 @@ fn the_host_gets_the_value_and_the_guest_has_a_placeholder() {
     assert_eq!(scene.seen("/dead"), [format!("/dead {placeholder}")]);
     let shown = scene.inspect()["network"]["secrets"].clone();
     assert!(shown["process"].is_null() && shown["confinement"].is_array(), "{shown}");
+    assert_eq!(shown["reason"], "signal: 9 (SIGKILL)", "{shown}");
 
     // What could not be started again goes on.
     let refused = scene.nelly(&["restart", "-t", "0", "box"], None);
@@ -208,7 +219,9 @@ fn the_host_gets_the_value_and_the_guest_has_a_placeholder() {
         "{}",
         refused.err()
     );
+    let writer = scene.pipe("of a pipe again\n");
     scene.nelly(&["start", "box"], Some("another")).expect(0);
+    writer.join().unwrap();
     let script = [
         "echo 'options timeout:60' >>/etc/resolv.conf\n",
         &get("again", "", "https://api.example/again"),

@@ -106,6 +106,9 @@ fn network_object(state: &StateResponse) -> Value {
             if !state.secrets_confinement.is_empty() {
                 let process = (state.secrets_process != 0).then_some(state.secrets_process);
                 network["secrets"] = json!({ "process": process, "confinement": state.secrets_confinement });
+                if !state.secrets_reason.is_empty() {
+                    network["secrets"]["reason"] = json!(state.secrets_reason);
+                }
             }
             if !state.network_reason.is_empty() {
                 network["reason"] = json!(state.network_reason);

@@ -36,7 +36,7 @@ pub(crate) fn start(args: &StartArgs, context: &Context) -> Result<ExitCode> {
         }
         crate::host::require_for(sandbox.record()?.boot.as_ref())?;
         let lock = lock(&sandboxes, &sandbox)?;
-        launch(context, &sandboxes, &sandbox, lock)?;
+        launch(context, &sandboxes, &sandbox, lock, None)?;
         Ok(None)
     })
 }
@@ -69,7 +69,7 @@ pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Result<ExitCode>
         }
         // Before it is stopped: what cannot be started again shall go on.
         crate::host::require_for(record.boot.as_ref())?;
-        drop(SecretValues::read(&record.machine.network, |name| std::env::var_os(name))?);
+        let values = SecretValues::read(&record.machine.network, |name| std::env::var_os(name))?;
         if sandbox.condition()?.is_live() {
             if record.boot.is_some() {
                 (context.booted.check_running)(context, &sandbox, &record)?;
@@ -77,13 +77,13 @@ pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Result<ExitCode>
             super::stop::stop_one(&sandbox, None, grace)?;
         }
         let lock = lock(&sandboxes, &sandbox)?;
-        launch(context, &sandboxes, &sandbox, lock)?;
+        launch(context, &sandboxes, &sandbox, lock, Some(values))?;
         Ok(None)
     })
 }
 
 /// Starts the keeper of a sandbox whose lock this process holds, and waits until its container
-/// runs.
+/// runs. `values` are those of its secrets, if they were read already.
 ///
 /// # Errors
 /// A file of it is missing, or the container does not run.
@@ -92,8 +92,9 @@ pub(crate) fn launch(
     sandboxes: &Sandboxes,
     sandbox: &SandboxDir,
     lock: SandboxLock,
+    values: Option<SecretValues>,
 ) -> Result<()> {
-    Start::prepare(context, sandboxes, sandbox, lock)?.launch().map(drop)
+    Start::prepare(context, sandboxes, sandbox, lock, values)?.launch().map(drop)
 }
 
 /// A sandbox whose files are open, ready to be started.
@@ -106,7 +107,8 @@ pub(crate) struct Start {
 }
 
 impl Start {
-    /// Opens the files of a sandbox whose lock this process holds.
+    /// Opens the files of a sandbox whose lock this process holds. `values` are those of its
+    /// secrets, if they were read already.
     ///
     /// # Errors
     /// A file of it is missing.
@@ -115,12 +117,13 @@ impl Start {
         sandboxes: &Sandboxes,
         sandbox: &SandboxDir,
         lock: SandboxLock,
+        values: Option<SecretValues>,
     ) -> Result<Self> {
         let record = sandbox.record()?;
         let files = if record.boot.is_some() {
             (context.booted.open)(context, sandbox, &record, lock)?
         } else {
-            open_files(sandbox, &record, lock, image_disks(context, &record.image)?)?
+            open_files(sandbox, &record, lock, image_disks(context, &record.image)?, values)?
         };
         Self::with_files(context, sandboxes, record.id, files)
     }

@@ -54,8 +54,8 @@ pub(super) fn attached(
         let (ours, theirs) = streams(args).context("cannot make the container's streams")?;
         let size = args.tty.then(|| terminal::size(std::io::stdout()).ok()).flatten();
         let size = size.map(|size| (size.rows, size.columns));
-        let Made { sandboxes, sandbox, lock } = made;
-        let start = life::Start::prepare(context, &sandboxes, &sandbox, lock)?;
+        let Made { sandboxes, sandbox, lock, values } = made;
+        let start = life::Start::prepare(context, &sandboxes, &sandbox, lock, Some(values))?;
         let start = start.with_client(theirs, size);
         let sandbox = Arc::new(sandbox);
         let launching = tokio::task::spawn_blocking(move || start.launch());

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use nelly_image::{Image, RawConfig, Reference};
 use nelly_sandbox::life::Signal;
 use nelly_sandbox::spec::HealthOverrides;
+use nelly_sandbox::spec::network::SecretValues;
 use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_sandbox::state::record::{self, ImageRecord, MachineRecord, RestartPolicy};
 use nelly_sandbox::state::{Name, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StorageSize, Timestamp};
@@ -67,12 +68,14 @@ pub(super) struct Made {
     pub(super) sandboxes: Sandboxes,
     pub(super) sandbox: SandboxDir,
     pub(super) lock: SandboxLock,
+    /// Those of its secrets, for its first start.
+    pub(super) values: SecretValues,
 }
 
 impl Made {
     /// Starts it, and waits until its container runs.
     pub(super) fn start(self, context: &Context) -> Result<()> {
-        let launched = life::launch(context, &self.sandboxes, &self.sandbox, self.lock);
+        let launched = life::launch(context, &self.sandboxes, &self.sandbox, self.lock, Some(self.values));
         launched.with_context(|| format!("sandbox {} was made, and did not start", self.sandbox.id().short()))
     }
 }
@@ -108,7 +111,7 @@ pub(super) fn create(
         draft.make_disk(&template)?;
     }
     let (sandbox, lock) = draft.publish()?;
-    Ok(Made { sandboxes, sandbox, lock })
+    Ok(Made { sandboxes, sandbox, lock, values: plan.options.secrets.clone() })
 }
 
 /// Refuses what does not go with the image, as making the sandbox does.

@@ -90,7 +90,8 @@ fn line<T: DeserializeOwned>(from: &mut BufReader<UnixStream>) -> io::Result<T> 
 }
 
 /// Opens the files of a sandbox whose lock this process holds: what a start needs, with the `disks`
-/// of its image and without the streams of a client.
+/// of its image and without the streams of a client. `values` are those of its secrets, if somebody
+/// has read them for this start: a pipe has them once.
 ///
 /// # Errors
 /// [`LaunchError::File`], [`LaunchError::Share`], [`LaunchError::NoMonitor`].
@@ -99,6 +100,7 @@ pub fn open_files(
     record: &SandboxRecord,
     lock: SandboxLock,
     disks: Vec<File>,
+    values: Option<SecretValues>,
 ) -> Result<Files, LaunchError> {
     let failed = |what, path: &Path| {
         let path = path.to_owned();
@@ -120,7 +122,10 @@ pub fn open_files(
         }
     };
     let shares = shares::open(&record.container.options.shares)?;
-    let secrets = SecretValues::read(&record.machine.network, |name| std::env::var_os(name))?;
+    let secrets = match values {
+        Some(values) => values,
+        None => SecretValues::read(&record.machine.network, |name| std::env::var_os(name))?,
+    };
     let (lock, client) = (Some(lock.into_fd()), ClientEnds::default());
     let machine = MachineFiles::Container(ContainerFiles { kernel, initrd, disks, storage, shares });
     Ok(Files { lock, machine, client, secrets })

@@ -280,6 +280,7 @@ impl Service for Calls {
             network_process: usernet.filter(|usernet| usernet.ended().is_none()).map_or(0, Usernet::process),
             secrets_process: secrets.and_then(Secrets::process).unwrap_or(0),
             secrets_confinement: secrets.map(|secrets| secrets.confinement().to_vec()).unwrap_or_default(),
+            secrets_reason: secrets.and_then(Secrets::reason).unwrap_or_default(),
             network_confinement: usernet.map(Usernet::confinement).unwrap_or_default(),
             containers: state.containers.into_iter().map(containers::wire::state).collect(),
             relays: relays.into_iter().map(relay).collect(),

@@ -106,7 +106,7 @@ impl Nelly {
         disks: Vec<File>,
     ) -> Result<(), Error> {
         let record = sandbox.record()?;
-        let files = open_files(sandbox, &record, lock, disks)?;
+        let files = open_files(sandbox, &record, lock, disks, None)?;
         let keeper = self.installation.keeper()?;
         launch(&keeper, sandboxes.path(), record.id, files, None)?;
         Ok(())

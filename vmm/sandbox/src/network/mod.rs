@@ -364,10 +364,11 @@ fn goes_on(text: &[u8]) -> bool {
     !text.contains(&b'\n') && text.len() < MOST
 }
 
-/// What the program says, without its name before it.
+/// What a program says, without its name before it.
 fn without_name(text: &str) -> &str {
     let text = text.trim();
-    text.strip_prefix("nelly-usernet: ").unwrap_or(text)
+    let of = |name| text.strip_prefix(name);
+    of("nelly-usernet: ").or_else(|| of("nelly-secrets: ")).unwrap_or(text)
 }
 
 /// The last line of what it says, fit to be shown.

@@ -9,17 +9,21 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Mutex;
+use std::time::Duration;
 
 use nelly_net::config::SecretsConfig;
 use nelly_net::sys::{message_pair, write_with_descriptors};
-use rustix::process::{WaitId, WaitIdOptions};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::{NetworkError, READY_WITHIN};
+use super::{LAST_WORDS, NetworkError, READY_WITHIN, held, last_line};
 
-/// Most that is read of what it says, in bytes.
+/// Most that is read of what it says before it serves, in bytes.
 const MOST: u64 = 64 << 10;
+/// How long it waits with a word that nobody has room for, and drops it then: words are read when
+/// it has ended.
+const WITHOUT_ROOM: Duration = Duration::from_millis(10);
 
 /// What it says when it serves, in one line.
 #[derive(Debug, Default, Deserialize)]
@@ -31,8 +35,18 @@ struct Ready {
 /// The process. Dropping it ends the process.
 #[derive(Debug)]
 pub struct Secrets {
-    child: Child,
+    child: Mutex<Child>,
     ready: Ready,
+    said: Mutex<Said>,
+}
+
+/// What it says after that.
+#[derive(Debug)]
+enum Said {
+    /// Nobody has listened yet.
+    Unheard(BufReader<UnixStream>),
+    /// Why it ended.
+    Reason(String),
 }
 
 impl Secrets {
@@ -57,30 +71,41 @@ impl Secrets {
         command.args(["--config", "fd:0", "--ready", "fd:0"]).env_clear().current_dir("/");
         // It says there, too, what is wrong.
         let complaints = telling.try_clone().map_err(failed)?;
+        complaints.set_write_timeout(Some(WITHOUT_ROOM)).map_err(failed)?;
         let nowhere = std::process::Stdio::null();
         command.stdin(OwnedFd::from(telling)).stdout(nowhere).stderr(OwnedFd::from(complaints));
         // A terminal's Ctrl-C is for the container, which ends in its own time.
         command.process_group(0);
         let child = command.spawn().map_err(failed)?;
         drop(command);
-        let mut secrets = Self { child, ready: Ready::default() };
+        let ours = said.try_clone().map_err(failed)?;
+        let said = Mutex::new(Said::Unheard(BufReader::new(said)));
+        let mut secrets = Self { child: Mutex::new(child), ready: Ready::default(), said };
         let files: Vec<_> = [theirs.as_fd()].into_iter().chain(log.map(AsFd::as_fd)).collect();
-        match write_with_descriptors(&said, &text, &files).and_then(|()| said.shutdown(Shutdown::Write)) {
+        match write_with_descriptors(&ours, &text, &files).and_then(|()| ours.shutdown(Shutdown::Write)) {
             // It has ended, and says why.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
             _ => {}
         }
         drop((theirs, text));
-        said.set_read_timeout(Some(READY_WITHIN)).map_err(failed)?;
-        let mut line = String::new();
-        let read = BufReader::new(said.take(MOST)).read_line(&mut line);
-        let ready = read.map_err(|error| refused(&error.to_string()))?;
-        secrets.ready = match serde_json::from_str(&line) {
-            Ok(ready) => ready,
-            Err(_) if ready == 0 => return Err(refused("it ended before it said why")),
-            Err(_) => return Err(refused(&line)),
-        };
+        ours.set_read_timeout(Some(READY_WITHIN)).map_err(failed)?;
+        secrets.ready = secrets.first_line()?;
         Ok((secrets, handovers))
+    }
+
+    /// What it says first: that it serves, or what is wrong.
+    fn first_line(&self) -> Result<Ready, NetworkError> {
+        let mut line = String::new();
+        let read = match &mut *held(&self.said) {
+            Said::Unheard(said) => said.take(MOST).read_line(&mut line),
+            Said::Reason(_) => Ok(0),
+        };
+        let read = read.map_err(|error| refused(&error.to_string()))?;
+        match serde_json::from_str(&line) {
+            Ok(ready) => Ok(ready),
+            Err(_) if read == 0 => Err(refused("it ended before it said why")),
+            Err(_) => Err(refused(&line)),
+        }
     }
 
     /// The certificate of its authority, in PEM form.
@@ -92,11 +117,30 @@ impl Secrets {
     /// Its process; `None` if that has ended, and connections to the hosts of secrets with it.
     #[must_use]
     pub fn process(&self) -> Option<u32> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw)?;
-        // It stays to be collected, with its number, until this goes.
-        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let ended = rustix::process::waitid(WaitId::Pid(pid), look).is_ok_and(|status| status.is_some());
-        (!ended).then(|| self.child.id())
+        let mut child = held(&self.child);
+        matches!(child.try_wait(), Ok(None)).then(|| child.id())
+    }
+
+    /// Why it ended, as a line: its last words, or how the system has it. `None` while it runs.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        let status = held(&self.child).try_wait().ok().flatten()?;
+        let mut said = held(&self.said);
+        if let Said::Unheard(rest) = &mut *said {
+            // It has ended, so there is an end to this.
+            let _unchanged = rest.get_ref().set_nonblocking(true);
+            let (mut words, mut part) = (Vec::new(), [0; 4096]);
+            while let Ok(len @ 1..) = rest.read(&mut part) {
+                words.extend(&part[..len]);
+                words.drain(..words.len().saturating_sub(LAST_WORDS));
+            }
+            let words = last_line(&String::from_utf8_lossy(&words));
+            *said = Said::Reason(if words.is_empty() { status.to_string() } else { words });
+        }
+        match &*said {
+            Said::Reason(reason) => Some(reason.clone()),
+            Said::Unheard(_) => None,
+        }
     }
 
     /// What it gave up before it was handed a connection, a word a step.
@@ -119,8 +163,9 @@ fn refused(text: &str) -> NetworkError {
 
 impl Drop for Secrets {
     fn drop(&mut self) {
+        let mut child = held(&self.child);
         // Nobody else collects it; it may have ended already.
-        let _ended = self.child.kill();
-        let _collected = self.child.wait();
+        let _ended = child.kill();
+        let _collected = child.wait();
     }
 }

@@ -2,6 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use std::io::Write as _;
 
+use nelly_net::config::SecretsConfig;
 use nelly_net::control::{Call, MAX_MESSAGE, Request};
 use nelly_net::holder::HolderError;
 use rustix::net::RecvFlags;
@@ -78,6 +79,57 @@ fn it_says_when_it_is_ready_and_why_it_ends() {
     let network = started(directory.path(), &format!("{serves}; read nothing; kill -STOP $$"));
     network.wait_ready().unwrap();
     assert_eq!(network.reason(), None);
+}
+
+/// The same in the place of the program that has the secrets.
+fn with_secrets(directory: &Path, script: &str) -> Result<Secrets, NetworkError> {
+    let program = secrets::program(&directory.join("nelly-usernet"));
+    std::fs::write(&program, format!("#!/bin/sh\ncat >/dev/null\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let config = SecretsConfig {
+        schema: nelly_net::config::SCHEMA,
+        secrets: Vec::new(),
+        authorities: Vec::new(),
+        confine: nelly_net::config::Confine::On,
+    };
+    Secrets::start(&program, &config, None).map(|(secrets, _)| secrets)
+}
+
+#[test]
+fn the_program_with_the_secrets_says_why_it_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let serves = r#"echo '{"authority":"A","confinement":["seccomp"]}' >&0; exec </dev/null"#;
+    for (script, reason) in [
+        (
+            "echo 'nelly-secrets: ended: the system call ptrace (101)' >&2; exit 159",
+            "ended: the system call ptrace (101)",
+        ),
+        ("echo first >&2; echo last >&2; exit 1", "last"),
+        ("exit 125", "exit status: 125"),
+        ("kill -9 $$", "signal: 9 (SIGKILL)"),
+        // Nobody listens to so much, and it goes on all the same.
+        ("yes words | head -c 4000000 >&2; exit 3", "w"),
+    ] {
+        let secrets = with_secrets(directory.path(), &format!("{serves}; {script}")).unwrap();
+        assert_eq!(secrets.confinement(), ["seccomp"]);
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        while secrets.process().is_some() {
+            assert!(std::time::Instant::now() < end, "{script} does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let said = secrets.reason().unwrap();
+        assert!(said == reason || said.starts_with('w') && reason == "w", "{script}: {said}");
+        assert_eq!(secrets.reason(), Some(said), "another reason the second time");
+    }
+    for (script, why) in [
+        ("echo 'nelly-secrets: no authorities' >&2; exit 2", "no authorities"),
+        ("exit 1", "it ended before it said why"),
+    ] {
+        let refused = with_secrets(directory.path(), script).map(drop).unwrap_err();
+        assert!(refused.to_string().ends_with(why), "{refused}");
+    }
+    let secrets = with_secrets(directory.path(), &format!("{serves}; kill -STOP $$")).unwrap();
+    assert_eq!(secrets.reason(), None);
 }
 
 #[test]
