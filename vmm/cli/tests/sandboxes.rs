@@ -434,8 +434,47 @@ fn a_unit_names_the_program_and_the_place_and_is_one_for_systemd() {
     ] {
         assert!(unit.lines().any(|found| found == line), "no {line} in {unit}");
     }
+    // What its secrets are read from at each start; values are not known.
+    let mut kept = record("keys", 'b');
+    let secret = |name: &str, source: Value| {
+        json!({ "name": name, "source": source, "hosts": ["api.example:443"],
+        "placeholder": format!("nelly-secret-{name}-0") })
+    };
+    let network = |secrets: &[Value]| {
+        serde_json::from_value(
+            json!({ "mode": "user", "secrets": secrets, "secret_ca": "/some where/ca.pem" }),
+        )
+        .unwrap()
+    };
+    let file = secret("FILE", json!({ "file": "/run/keys/a%b" }));
+    kept.machine.network = network(&[
+        secret("KEY", json!({ "env": "API_KEY" })),
+        secret("TWO", json!({ "env": "API_KEY" })),
+        file,
+    ]);
+    let (keys, keys_lock) = home.sandboxes().draft(kept.clone()).unwrap().publish().unwrap();
+    let unit = home.out(&["generate", "systemd", "keys"]);
+    for line in [
+        format!("EnvironmentFile={}", home.0.path().join("config/keys.env").display()),
+        format!(
+            "RequiresMountsFor=\"{}\" \"/some where/ca.pem\" \"/run/keys/a%%b\"",
+            keys.dir().path().display()
+        ),
+        "# A line API_KEY=VALUE each, of mode 0600:".to_owned(),
+    ] {
+        assert!(unit.lines().any(|found| found == line), "no {line} in {unit}");
+    }
+    assert!(unit.contains("start \\\"$$1\\\" && unset API_KEY && exec"), "{unit}");
+    kept.machine.network = network(&[secret("KEY", json!({ "env": "A;B" }))]);
+    kept.name = "odd".parse().unwrap();
+    kept.id = "c".repeat(64).parse().unwrap();
+    let (_odd, odd_lock) = home.sandboxes().draft(kept).unwrap().publish().unwrap();
+    let refused = home.refused(&["generate", "systemd", "odd"]);
+    assert!(refused.contains("secret KEY: systemd sets no variable that is called \"A;B\""), "{refused}");
+    drop((keys_lock, odd_lock));
     let units = home.0.path().join("units");
     fs::create_dir(&units).unwrap();
+    fs::write(units.join("nelly-keys.service"), unit).unwrap();
     let mut files = Command::new(env!("CARGO_BIN_EXE_nelly"));
     files.args(["generate", "systemd", "--name", "--files", "web"]).current_dir(&units);
     let files = files.env_clear().env("NELLY_HOME", home.0.path()).output().unwrap();
@@ -448,7 +487,7 @@ fn a_unit_names_the_program_and_the_place_and_is_one_for_systemd() {
     let verify = Command::new("systemd-analyze")
         .args(["--user", "--man=no", "verify"])
         .env("XDG_RUNTIME_DIR", home.0.path())
-        .arg(units.join("nelly-web.service"))
+        .args([units.join("nelly-web.service"), units.join("nelly-keys.service")])
         .output();
     match verify {
         Ok(verify) => assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stderr)),

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use nelly_sandbox::spec::Network;
+use nelly_sandbox::spec::network::SecretSource;
 use nelly_sandbox::state::{SandboxDir, SandboxRecord};
 
 use super::args::SystemdArgs;
@@ -51,8 +53,20 @@ fn unit(by_name: bool, sandbox: &SandboxDir, record: &SandboxRecord, context: &C
         let _ = writeln!(environment, "Environment={}", quoted(&format!("{name}={}", word_of(value)?)));
     }
     let stop_seconds = record.stop_grace_ms.div_ceil(1000).saturating_add(BEYOND_GRACE_SECONDS);
+    let Secrets { variables, files } = secrets(record)?;
+    let mut forget = String::new();
+    if !variables.is_empty() {
+        let file = path(&context.places.config.join(format!("{}.env", record.name)))?;
+        let _ = writeln!(environment, "# A line {}=VALUE each, of mode 0600:", variables.join("=VALUE, "));
+        let _ = writeln!(environment, "EnvironmentFile={}", file.replace('%', "%%"));
+        // What waits has no use for them, and shows its environment to whoever is this user.
+        forget = format!("unset {} && ", variables.join(" "));
+    }
+    let mounts =
+        [directory].into_iter().chain(files.iter().map(|file| path(file)).collect::<Result<Vec<_>>>()?);
+    let mounts = mounts.map(|path| quoted(&path)).collect::<Vec<_>>().join(" ");
     // A shell, because what a step before ExecStart leaves running is ended by systemd.
-    let script = "\"$0\" start \"$1\" && exec \"$0\" wait \"$1\" >/dev/null";
+    let script = format!("\"$0\" start \"$1\" && {forget}exec \"$0\" wait \"$1\" >/dev/null");
     Ok(format!(
         "# nelly-{name}.service, by nelly {version}\n\
          # For your own sandboxes: put it into ~/.config/systemd/user, then\n\
@@ -74,10 +88,43 @@ fn unit(by_name: bool, sandbox: &SandboxDir, record: &SandboxRecord, context: &C
          WantedBy=default.target\n",
         name = record.name,
         version = env!("CARGO_PKG_VERSION"),
-        mounts = quoted(&directory),
         script = quoted(&script.replace('$', "$$")),
         program = quoted(&program.replace('$', "$$")),
     ))
+}
+
+/// What a start needs for the secrets of a sandbox.
+#[derive(Default)]
+struct Secrets {
+    /// Variables that have values, each once.
+    variables: Vec<String>,
+    /// Files that have values, or authorities.
+    files: Vec<PathBuf>,
+}
+
+fn secrets(record: &SandboxRecord) -> Result<Secrets> {
+    let Network::User(user) = &record.machine.network else { return Ok(Secrets::default()) };
+    let mut found = Secrets { variables: Vec::new(), files: user.secret_ca.iter().cloned().collect() };
+    for secret in &user.secrets {
+        match &secret.source {
+            SecretSource::File(file) => found.files.push(file.clone()),
+            SecretSource::Env(variable) if !is_variable(variable) => bail!(
+                "secret {}: systemd sets no variable that is called {variable:?}; make the sandbox with \
+                 --secret {}=file:PATH@HOST or another variable",
+                secret.name,
+                secret.name
+            ),
+            SecretSource::Env(variable) if found.variables.contains(variable) => {}
+            SecretSource::Env(variable) => found.variables.push(variable.clone()),
+        }
+    }
+    Ok(found)
+}
+
+/// Whether systemd and a shell take it as the name of a variable.
+fn is_variable(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    name.bytes().all(fits) && name.bytes().next().is_some_and(|first| !first.is_ascii_digit())
 }
 
 /// A path as text: a unit has no other form.
