@@ -104,6 +104,11 @@ fn a_server_of_the_host_is_reached_by_none_of_its_addresses() {
         "127.0.0.1:8080",
         "192.0.2.2:8080",
         "[2001:db8:1::2]:8080",
+        "[::1]:8080",
+        // The IPv4 addresses as IPv6 has them.
+        "[::ffff:127.0.0.1]:8080",
+        "[::ffff:192.0.2.2]:8080",
+        "[64:ff9b::192.0.2.2]:8080",
         "169.254.169.254:8080",
     ] {
         refuses(to);
