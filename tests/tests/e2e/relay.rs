@@ -208,7 +208,11 @@ fn a_run_in_the_foreground_relays_and_bad_ones_are_refused_before_it() {
     let web_in = format!("--relay={}=/dev/web", at("web"));
     let web_out = format!("--relay-out=/dev/web={}", web.port);
     let shell_out = format!("--relay-out=7022={}", shell.port);
+    let calls = programs::grpc_server();
+    let calls_in = format!("--relay={}=/dev/calls", at("calls"));
+    let calls_out = format!("--relay-out=/dev/calls={}", calls.port);
     let flags = ["run", "--rm", "--name", "box", &inward, &outward, &web_in, &web_out, &shell_out];
+    let flags = [&flags[..], &[&calls_in, &calls_out]].concat();
     let words = [&flags[..], &["--", "sleep", "100000"]].concat();
     let mut run = spawn(kept.0.path(), &words);
     let limit = Instant::now() + scaled(LIMIT);
@@ -223,6 +227,7 @@ fn a_run_in_the_foreground_relays_and_bad_ones_are_refused_before_it() {
     };
     echoed(stream.as_fd().try_clone_to_owned().unwrap(), b"through the foreground");
     programs::http2(kept.0.path(), &at("web"));
+    programs::grpc(&at("calls"));
     programs::ssh(kept.0.path(), kept.0.path(), 7022);
     // Its program does not mind: the machine is killed after five seconds.
     super::keeper::kill("HUP", run.id().into());

@@ -1,5 +1,5 @@
 //! Programs that others made, at both ends of relays: HTTP/2 (of curl, h2load and nghttpd, from
-//! nghttp2), over which gRPC goes, and SSH.
+//! nghttp2), gRPC over it, and SSH.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -81,6 +81,63 @@ pub(super) fn http2(place: &Path, enters: &str) {
     let said = run(&mut load, b"", LIMIT).expect(0).out();
     assert!(said.contains("12 succeeded, 0 failed, 0 errored, 0 timeout"), "{said}");
     assert!(said.contains(&format!("({}) data", 12 * MUCH)), "{said}");
+}
+
+/// Debian's, which has its packages.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// A server of gRPC at 127.0.0.1 and port $2, and a client of the socket $2: a stream of each
+/// kind, 4 MiB in messages of 64 KiB, while another one stays open, has hundreds of turns, and is
+/// heard to its end after all others.
+const GRPC: &str = r#"
+import grpc, hashlib, queue, sys
+from concurrent.futures import ThreadPoolExecutor
+def parts(name): return (bytes([number]) + hashlib.sha256(name + bytes([number])).digest() * 2047 for number in range(64))
+def whole(messages): return hashlib.sha256(b"".join(messages)).digest()
+def back(requests, context):
+    for request in requests: yield request
+def down(request, context): return parts(request)
+def up(requests, context): return whole(requests)
+if sys.argv[1] == "serve":
+    server = grpc.server(ThreadPoolExecutor(8))
+    methods = {"Back": grpc.stream_stream_rpc_method_handler(back), "Down": grpc.unary_stream_rpc_method_handler(down),
+               "Up": grpc.stream_unary_rpc_method_handler(up)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Streams", methods),))
+    assert server.add_insecure_port("127.0.0.1:" + sys.argv[2])
+    server.start()
+    server.wait_for_termination()
+with grpc.insecure_channel("unix:" + sys.argv[2]) as channel:
+    asked = queue.SimpleQueue()
+    turns = channel.stream_stream("/test.Streams/Back")(iter(asked.get, None))
+    def turn(text):
+        asked.put(text)
+        assert next(turns) == text
+    for number in range(200): turn(b"turn %d" % number)
+    assert whole(channel.unary_stream("/test.Streams/Down")(b"down")) == whole(parts(b"down"))
+    turn(b"between")
+    assert channel.stream_unary("/test.Streams/Up")(parts(b"up")) == whole(parts(b"up"))
+    assert whole(channel.stream_stream("/test.Streams/Back")(parts(b"both"))) == whole(parts(b"both"))
+    for number in range(200): turn(b"turn %d" % number)
+    asked.put(None)
+    assert list(turns) == [] and turns.code() == grpc.StatusCode.OK
+    try: channel.unary_unary("/test.Streams/Nothing")(b"")
+    except grpc.RpcError as error: print(error.code().name)
+"#;
+
+pub(super) fn grpc_server() -> Server {
+    serve(|port| {
+        let mut command = Command::new(PYTHON);
+        command.args(["-c", GRPC, "serve", &port.to_string()]);
+        command
+    })
+}
+
+/// Has streams with that server through the socket `enters`. A method that is not there is told so
+/// in trailers.
+pub(super) fn grpc(enters: &str) {
+    let done = run(Command::new(PYTHON).args(["-c", GRPC, "ask", enters]), b"", LIMIT);
+    assert_eq!(done.out(), "UNIMPLEMENTED\n", "{}", done.err());
+    done.expect(0);
 }
 
 /// A server of SSH that lets in whoever has the key `user`.
