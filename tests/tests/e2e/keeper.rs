@@ -28,6 +28,11 @@ impl Kept {
         Self(Home::new())
     }
 
+    /// One of an ordinary user without capability.
+    pub(super) fn ordinary() -> Self {
+        Self(super::user::home())
+    }
+
     /// `nelly run -d FLAGS -- sh -c SCRIPT`, under the name `box`.
     #[track_caller]
     pub(super) fn keep(&self, flags: &[&str], script: &str) {

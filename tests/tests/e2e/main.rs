@@ -52,6 +52,7 @@ mod user;
 mod volumes;
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use nelly_tests::{Done, Watchdog, nelly, run};
@@ -65,13 +66,15 @@ const TEST_LIMIT: Duration = Duration::from_secs(600);
 /// A home of its own for each test, and the clock of that test.
 struct Home {
     directory: tempfile::TempDir,
+    /// Whether `nelly` is run by an ordinary user without capability ([`user::home`]).
+    ordinary: bool,
     _clock: Watchdog,
 }
 
 impl Home {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a scratch directory");
-        Self { directory, _clock: Watchdog::new(TEST_LIMIT) }
+        Self { directory, ordinary: false, _clock: Watchdog::new(TEST_LIMIT) }
     }
 
     fn path(&self) -> &Path {
@@ -87,7 +90,17 @@ impl Home {
     /// `nelly WORDS` with `input` on standard input.
     #[track_caller]
     fn feed(&self, words: &[&str], input: &[u8]) -> Done {
-        run(&mut nelly(self.path(), words), input, LIMIT)
+        self.run(&mut nelly(self.path(), words), input)
+    }
+
+    /// A command, by whoever the home belongs to.
+    #[track_caller]
+    fn run(&self, command: &mut Command, input: &[u8]) -> Done {
+        if self.ordinary {
+            let place = tempfile::tempdir().expect("a scratch directory");
+            return run(&mut user::without_rights(command, true, place.path()), input, LIMIT);
+        }
+        run(command, input, LIMIT)
     }
 
     /// `nelly run -- sh -c SCRIPT` in the built-in image.

@@ -403,9 +403,13 @@ fn a_tap_and_no_network_are_what_they_are_called() {
     refused.expect(125);
     assert!(refused.err().contains("/nonexistent/passt"), "{}", refused.err());
 
+    // The same of an ordinary user, whose default is a network.
+    let home = super::user::home();
     assert_eq!(home.sh("ls /sys/class/net").expect(0).out(), "eth0\nlo\n");
-    let script = "ls /sys/class/net; nc -w 2 10.0.2.2 8000 </dev/null || echo unreachable";
+    let script = "ls /sys/class/net; cat /proc/net/route | wc -l; nc -w 2 10.0.2.2 8000 </dev/null || echo unreachable; \
+                  nc -w 2 fd4e:656c:6c79::2 8000 </dev/null || echo unreachable; \
+                  ping -c 1 -W 2 10.0.2.2 >/dev/null || echo silent; nslookup host.internal 10.0.2.3 >/dev/null || echo nameless";
     let none = home.nelly(&["run", "--rm", "--net", "none", "--", "sh", "-c", script]);
-    assert_eq!(none.expect(0).out(), "lo\nunreachable\n");
+    assert_eq!(none.expect(0).out(), "lo\n1\nunreachable\nunreachable\nsilent\nnameless\n", "{}", none.err());
     std::io::stdout().flush().expect("flushed");
 }

@@ -1,20 +1,19 @@
-//! Rules of names and the log of a user-mode network, seen by a guest.
+//! Rules of names and the log of a user-mode network, seen by a guest of an ordinary user.
 
 use std::os::unix::fs::PermissionsExt as _;
 
 use nelly_tests::top;
 use serde_json::Value;
 
-use super::Home;
 use super::machine::busybox;
 use super::network::World;
+use super::user::home;
 
 #[test]
 fn a_name_opens_its_addresses_for_whom_it_names_and_everything_is_told() {
-    let home = Home::new();
+    let home = home();
     let _world = World::new();
-    let directory = tempfile::tempdir().expect("a directory");
-    let log = directory.path().join("log");
+    let log = home.path().join("log");
     // The answers as they come, REFUSED among them.
     let root = home.path().join("root");
     busybox(&root, &["sh", "nc", "ping", "tail"]);

@@ -138,8 +138,14 @@ impl Scene {
     fn port(&self) -> u16 {
         let listed = self.nelly(&["port", "ls", "--json", "box"]).expect(0).out();
         let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
-        let published = listed[0]["published"].as_str().unwrap_or_default().to_owned();
-        published.split(':').nth(1).and_then(|port| port.parse().ok()).expect(&published)
+        number(listed[0]["published"].as_str().unwrap_or_default())
+    }
+
+    /// Who listens at a port of this host, as ss tells it.
+    fn listens(port: u16) -> String {
+        let ss =
+            run(Command::new("ss").args(["-Hltn", &format!("sport = :{port}")]), b"", LIMIT).expect(0).out();
+        ss.lines().filter_map(|line| line.split_whitespace().nth(3)).collect::<Vec<_>>().join(" ")
     }
 
     /// What this host hears at a port of its own, and who listens there, as ss tells it.
@@ -148,11 +154,7 @@ impl Scene {
         // The guest's server may have to begin.
         let words = ["-sS", "--retry", "60", "--retry-all-errors", "--retry-delay", "1", "-m", "100", &url];
         let page = run(Command::new("curl").args(words), b"", LIMIT).expect(0).out();
-        let ss =
-            run(Command::new("ss").args(["-Hltn", &format!("sport = :{port}")]), b"", LIMIT).expect(0).out();
-        let listens =
-            ss.lines().filter_map(|line| line.split_whitespace().nth(3)).collect::<Vec<_>>().join(" ");
-        (page, listens)
+        (page, Self::listens(port))
     }
 }
 
@@ -160,6 +162,12 @@ impl Drop for Scene {
     fn drop(&mut self) {
         let _removed = self.nelly(&["rm", "-f", "box"]);
     }
+}
+
+/// The port of the host in `ADDRESS:PORT:GUEST/tcp`.
+#[track_caller]
+fn number(published: &str) -> u16 {
+    published.split(':').nth(1).and_then(|port| port.parse().ok()).expect(published)
 }
 
 /// Each address that this host has, but for those of loopback and those that need a zone.
@@ -185,6 +193,17 @@ fn the_built_in_image_finds_its_way_by_name() {
     let (page, listens) = Scene::published(port, "etc/os-release");
     assert!(page.contains("ID=nelly"), "{page}");
     assert_eq!(listens, format!("127.0.0.1:{port}"));
+    // Another one, which comes and goes while it runs.
+    let added = scene.nelly(&["port", "add", "box", "0:80"]).expect(0).out().trim().to_owned();
+    let second = number(&added);
+    let (page, listens) = Scene::published(second, "etc/os-release");
+    assert!(page.contains("ID=nelly") && second != port, "{page}");
+    assert_eq!(listens, format!("127.0.0.1:{second}"));
+    scene.nelly(&["port", "rm", "box", &added]).expect(0);
+    assert_eq!(Scene::listens(second), "");
+    let refused = run(Command::new("curl").args(["-sS", &format!("http://127.0.0.1:{second}/")]), b"", LIMIT);
+    assert!(refused.expect(7).out().is_empty(), "{}", refused.err());
+    assert_eq!(Scene::listens(port), format!("127.0.0.1:{port}"));
 
     scene.says(
         r#"echo "$CA" >/tmp/ca.pem

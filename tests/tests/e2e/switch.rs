@@ -1,4 +1,4 @@
-//! Networks of machines.
+//! Networks of machines, of an ordinary user.
 
 use std::fs;
 use std::path::Path;
@@ -107,7 +107,7 @@ fn as_the_readme_has_it(kept: &Kept) {
             None => shell.env_remove(name),
         };
     }
-    nelly_tests::run(&mut shell, b"", LIMIT).expect(0);
+    kept.0.run(&mut shell, b"").expect(0);
     let shown: Value = serde_json::from_str(&kept.out(&["network", "inspect", "dev"])).expect("JSON");
     assert_eq!(
         (&shown[0]["machines"][0]["name"], &shown[0]["machines"][0]["joined"]),
@@ -119,7 +119,7 @@ fn as_the_readme_has_it(kept: &Kept) {
 
 #[test]
 fn machines_on_a_network_reach_each_other_by_name_and_no_others() {
-    let kept = Kept::new();
+    let kept = Kept::ordinary();
     let image = image(kept.0.path());
     let machines = Machines { kept, image };
     let home: &Home = &machines.kept.0;
@@ -159,7 +159,7 @@ fn machines_on_a_network_reach_each_other_by_name_and_no_others() {
     // One in the foreground is on it, too, at the address that it wants.
     let fixed = format!("{}.77", web4.rsplit_once('.').expect("an address").0);
     let network = format!("dev,ip={fixed}");
-    let script = format!("{}; ip -o addr show dev eth0", ping("web"));
+    let script = format!("{}; {}; ip -o addr show dev eth0", ping("web"), ping("db"));
     let done = home.nelly(&[
         "run",
         "--rm",
@@ -173,7 +173,7 @@ fn machines_on_a_network_reach_each_other_by_name_and_no_others() {
         &script,
     ]);
     let said = done.expect(0).out();
-    assert!(said.contains(&format!("inet {fixed}/24")), "{said}");
+    assert!(said.starts_with("yes\nyes\n") && said.contains(&format!("inet {fixed}/24")), "{said}");
     let taken = home.nelly(&["create", "--network", &format!("dev,ip={web4}"), &machines.image, "true"]);
     assert!(taken.expect(1).err().contains("sandbox web"), "{}", taken.err());
 

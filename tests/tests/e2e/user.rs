@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use nelly_tests::{Done, program, run};
+use nelly_tests::{Done, nelly, run};
 
 use super::{Home, LIMIT};
 
@@ -41,16 +41,29 @@ pub(crate) fn nelly_as_nobody(home: &Path, may: bool, words: &[&str]) -> Done {
 #[track_caller]
 pub(crate) fn as_nobody(home: &Path, may: bool, words: &[&str], limit: Duration) -> Done {
     let place = tempfile::tempdir().unwrap();
-    let groups = if may { format!("--groups={KVM}") } else { "--clear-groups".to_owned() };
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", BECOME, "sh", KVM, &groups]).arg(place.path());
-    command.arg(program("nelly")).args(words).env("NELLY_HOME", home).env_remove("XDG_RUNTIME_DIR");
-    run(&mut command, b"", limit)
+    run(&mut without_rights(&nelly(home, words), may, place.path()), b"", limit)
 }
 
-/// A home that belongs to nobody.
+/// What `command` is, as an ordinary user who may or may not open /dev/kvm; it is mounted at
+/// `place`, which no other process sees.
+pub(crate) fn without_rights(command: &Command, may: bool, place: &Path) -> Command {
+    let groups = if may { format!("--groups={KVM}") } else { "--clear-groups".to_owned() };
+    let mut all = Command::new("unshare");
+    all.args(["--mount", "sh", "-c", BECOME, "sh", KVM, &groups]).arg(place);
+    all.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => all.env(name, value),
+            None => all.env_remove(name),
+        };
+    }
+    all.env_remove("XDG_RUNTIME_DIR");
+    all
+}
+
+/// A home that belongs to nobody, who runs `nelly` there.
 pub(crate) fn home() -> Home {
-    let home = Home::new();
+    let home = Home { ordinary: true, ..Home::new() };
     std::os::unix::fs::chown(home.path(), Some(NOBODY), Some(NOBODY)).expect("this test needs root");
     std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
     home
