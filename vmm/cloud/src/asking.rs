@@ -249,6 +249,7 @@ impl Running {
                 Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
                 Ok(None) => break,
                 Ok(Some(status)) => return Ok(Some(status)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return unknown(error),
             }
         }
