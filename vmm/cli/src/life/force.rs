@@ -29,7 +29,9 @@ const KILLED: Duration = Duration::from_secs(10);
 /// A process does not end.
 pub(crate) fn end_by_force(sandbox: &SandboxDir) -> Result<()> {
     // The monitor's handle first: while its keeper lives it is in the state.
-    let monitor = sandbox.state().ok().and_then(|state| state.monitor).as_ref().and_then(holder::handle);
+    let monitor = sandbox.state().ok().and_then(|state| state.monitor);
+    let monitor = monitor.as_ref().map(holder::handle).transpose();
+    let monitor = monitor.context("cannot watch the sandbox's monitor")?.flatten();
     let Some(keeper) = keeper(sandbox)? else {
         return end(monitor.as_slice());
     };

@@ -128,7 +128,8 @@ pub(crate) async fn connect(sandbox: &SandboxDir) -> Result<Connection> {
 
 /// A handle on the keeper's process, if it lives.
 pub(crate) fn keeper(sandbox: &SandboxDir) -> Result<Option<ProcessHandle>> {
-    Ok(sandbox.state()?.holder.as_ref().and_then(holder::handle))
+    let handle = sandbox.state()?.holder.as_ref().map(holder::handle).transpose();
+    Ok(handle.context("cannot watch the process that holds the sandbox")?.flatten())
 }
 
 /// Waits until a process has ended; `false` when the time was over first.
