@@ -33,11 +33,13 @@ impl Drop for Raw {
     }
 }
 
-/// What the async runtime panics of where the host has no descriptor or memory for it: no bug of
-/// ours, and it returns no error.
+/// What the async runtime panics of where the host has no descriptor, thread or memory for it: no
+/// bug of ours, and it returns no error.
 fn of_host(said: &str) -> Option<&str> {
-    let (_, error) = said.split_once("failed to create UnixStream: Os {")?;
-    error.split_once("message: \"")?.1.split('"').next()
+    if let Some((_, error)) = said.split_once("failed to create UnixStream: Os {") {
+        return error.split_once("message: \"")?.1.split('"').next();
+    }
+    Some(said.split_once("OS can't spawn worker thread: ")?.1)
 }
 
 /// To be called first: what a panic does from then on.
@@ -50,7 +52,9 @@ pub(crate) fn expect() {
             raw.restore();
         }
         match panic.payload_as_str().and_then(of_host) {
-            Some(reason) => out::message(format_args!("cannot start the async runtime: {reason}")),
+            Some(reason) => {
+                out::message(format_args!("the host has no room for the async runtime: {reason}"))
+            }
             None => out::message(format_args!("a bug, please report it: {panic}")),
         }
         std::process::exit(outcome::FAILED.into());
@@ -73,6 +77,10 @@ mod tests {
     fn a_host_without_descriptors_is_told_apart_from_a_bug() {
         let error = std::io::Error::from_raw_os_error(24);
         assert_eq!(of_host(&format!("failed to create UnixStream: {error:?}")), Some("Too many open files"));
+        assert_eq!(
+            of_host(&format!("OS can't spawn worker thread: {error}")),
+            Some("Too many open files (os error 24)")
+        );
         assert_eq!(of_host("index out of bounds: message: \"x\""), None);
     }
 
