@@ -94,24 +94,30 @@ pub(crate) fn all<E: Send>(
     work: impl Fn(&Transfer, &dyn Fn() -> bool) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    // With the last of them the channel ends.
+    let each = |sender: mpsc::Sender<Result<(), E>>| {
+        while !failed.load(Ordering::Relaxed)
+            && let Some(transfer) = transfers.get(next.fetch_add(1, Ordering::Relaxed))
+        {
+            let result = work(transfer, &|| failed.load(Ordering::Relaxed));
+            failed.fetch_or(result.is_err(), Ordering::Relaxed);
+            // The receiver waits for all.
+            let _ = sender.send(result);
+        }
+    };
+    let each = &each;
     thread::scope(|scope| {
         let (sender, results) = mpsc::channel();
-        for _ in 0..AT_ONCE.min(transfers.len()) {
+        let begun = (0..AT_ONCE.min(transfers.len())).take_while(|_| {
             let sender = sender.clone();
-            scope.spawn(|| {
-                // Moved here, so that the channel ends with the last thread.
-                let sender = sender;
-                while !failed.load(Ordering::Relaxed)
-                    && let Some(transfer) = transfers.get(next.fetch_add(1, Ordering::Relaxed))
-                {
-                    let result = work(transfer, &|| failed.load(Ordering::Relaxed));
-                    failed.fetch_or(result.is_err(), Ordering::Relaxed);
-                    // The receiver waits for all.
-                    let _ = sender.send(result);
-                }
-            });
+            thread::Builder::new().spawn_scoped(scope, move || each(sender)).is_ok()
+        });
+        if begun.count() == 0 {
+            // A host without a thread to spare: it takes longer, and nobody looks meanwhile.
+            each(sender);
+        } else {
+            drop(sender);
         }
-        drop(sender);
         let mut first = Ok(());
         loop {
             watch.look(transfers);
