@@ -40,7 +40,7 @@ soak: build ## what is too large for `make test`: tests at full size, engines in
 gauge: build ## hold counted boots against tests/gauge/baseline.json
 	@tests/gauge/run
 
-faults: build ## make each system call of the monitor and the image store fail, and write docs/faults.md
+faults: build ## make each system call of monitor, client and image store fail, and write docs/faults.md
 	@tests/faults/run --table docs/faults.md
 
 lint: ## formatting, clippy, licences

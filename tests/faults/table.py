@@ -21,9 +21,12 @@ calls: a tracer puts a harmless call in the place of the one that fails, and the
 before a program's own first line is left out: it ends a process that it cannot begin.
 
 A run is right if it is as if nothing had been; or goes on, and says what it goes on without; or a device tells its guest; or if the program ends
-within %s s of the call with a sentence and code 125, of `nelly image` 1 (141 if nobody reads the console any more). EINTR, EAGAIN of what can be waited for, and short reads and writes must be as if nothing had been, and
+within %s s of the call with a sentence and code 125, of `nelly image` and `nelly stop` 1 (141 if nobody reads the console any more). EINTR, EAGAIN of what can be waited for, and short reads and writes must be as if nothing had been, and
 without a word. EIO, ENOSPC and EDQUOT of `fsync`, `fdatasync` and the `pwrite` calls must be told to somebody.
 A socket that the host does not let be removed at the end stays, without a word, and the next start finds its path taken. A console whose peer is said to be gone loses its output. What is said not to be there needs no removal, and a store without an index is a new one ("counts as removed"). No run may end by a signal or a panic, hang, or leave a process, a file or a socket behind, and after each failure the same start must work.
+
+A pull makes requests again, and may go on for a minute. Commands for sandboxes are run over a monitor that plays its guest (`tests/src/bin/played-guest`), of which no call fails. They wait by edges (epoll), where EAGAIN without a reason has no
+edge after it, so that it is not tried there; nor is EINTR of a write to a descriptor that counts and does not wait.
 
 Of a call that a thread makes often, the first %d, the middle one and the last %d were tried. The ways:
 

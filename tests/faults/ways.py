@@ -1,18 +1,25 @@
 """The ways in which a machine is started here: what is there before, which words start it, what must be there after."""
+import ctypes
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import tarfile
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(os.path.dirname(HERE))
 DISK_BYTES = 1 << 20
 # The number of the network's descriptor.
 LINK = 100
 IMAGE = "faults:1"
+# What a home without a sandbox has.
+KEPT = ("home/cache/", "home/data/images/", "home/data/sandboxes/lock", "home/data/sandboxes/version")
 # How many times slower this machine is than the one for which the waits were made.
 SLOWNESS = min(max(float(os.environ.get("NELLY_SLOWNESS") or 1), 1.0), 10.0)
 
@@ -30,6 +37,19 @@ class Way:
     """One way. `folder` is new for each run, and what `prepare` makes there is the same each time."""
     # The code of a program that failed.
     failed = 125
+    # Its programs wait by edges (epoll's EPOLLET): EAGAIN, where there was no reason for it, is never followed by one.
+    edges = False
+    # How many seconds after a failed call it may go on, where that is longer than for others.
+    patience = 0
+
+    def begin(self):
+        """What all runs of it need."""
+
+    def over(self):
+        """Ends what `begin` began."""
+
+    def end(self, folder):
+        """Ends what a run has left on purpose."""
 
     def __init__(self, name, programs, guest, about="", confine="on", devices=()):
         self.about = about
@@ -222,6 +242,175 @@ class Image(Way):
         return "" if now == wanted else f"the store after the next load: {now}"
 
 
+class Pull(Image):
+    """From a registry on this host."""
+    # A request is made again, some times.
+    patience = 60
+
+    def __init__(self, name, programs, guest, about, loaded=False):
+        super().__init__(name, programs, guest, about, loaded=loaded)
+        self.host, self.place = None, f"{os.path.dirname(guest)}/registry"
+
+    def begin(self):
+        os.makedirs(self.place)
+        with open(f"{self.place}/config.yml", "w") as config:
+            config.write(f"version: 0.1\nlog: {{level: info, formatter: json}}\nstorage: {{filesystem: {{rootdirectory: {self.place}/data}}}}\n"
+                         "http: {addr: '127.0.0.1:0', secret: x}\n")
+        # No child of this process, whose children are traced; it ends when the pipe does, whoever holds it.
+        script = "{ docker-registry serve config.yml 2>log >log2 </dev/null & read -r _; kill $!; wait; } <&3 & exec 3<&-"
+        reading, Pull.held = os.pipe()
+        subprocess.run(["sh", "-c", f"exec 3<&{reading}; {script}"], cwd=self.place, stdin=subprocess.DEVNULL, pass_fds=[reading], check=True,
+                       env={"OTEL_TRACES_EXPORTER": "none", "PATH": os.environ["PATH"]})
+        os.close(reading)
+        until = time.monotonic() + 60 * SLOWNESS
+        while not self.host:
+            time.sleep(0.01)
+            if os.path.exists(f"{self.place}/log"):
+                with open(f"{self.place}/log") as log:
+                    found = re.search(r"listening on [^\"]*?(127\.0\.0\.1:\d+)", log.read())
+                self.host = found and found[1]
+            if time.monotonic() > until:
+                raise OSError("docker-registry does not start")
+        self.command = ("pull", "-q", self.reference())
+        folder = f"{self.place}/home"
+        os.makedirs(folder)
+        for words in (["load", "-i", self.archive], ["tag", IMAGE, self.reference()], ["push", self.reference()]):
+            done = untraced(self, folder, [f"{self.programs}/nelly", "image", *words])
+            if done[0] != 0:
+                raise OSError(f"nelly image {words[0]}: {done}")
+
+    def reference(self):
+        return f"{self.host}/{IMAGE}"
+
+    def over(self):
+        os.close(Pull.held)
+        shutil.rmtree(self.place, ignore_errors=True)
+
+    def load(self, folder):
+        return untraced(self, folder, [f"{self.programs}/nelly", "image", "pull", "-q", self.reference()])
+
+
+def can_virtualise():
+    """Whether this host's processor says that it can run guests: who starts a container looks."""
+    with open("/proc/cpuinfo") as info:
+        flags = next((line.split() for line in info if line.startswith("flags")), ["vmx"])
+    return "vmx" in flags or "svm" in flags
+
+
+def as_if_virtualising(path):
+    """Has this process, which becomes another program, see a processor that can, as the file at `path` says."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts, new_users, bind, private, recursive = 0x20000, 0x10000000, 0x1000, 0x40000, 0x4000
+    user = os.geteuid()
+    if libc.unshare(new_mounts | (new_users if user else 0)):
+        raise OSError(ctypes.get_errno(), "unshare")
+    if user:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{os.getegid()} {os.getegid()} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    for arguments in ((None, b"/", None, private | recursive, None), (path.encode(), b"/proc/cpuinfo", None, bind, None)):
+        if libc.mount(*arguments):
+            raise OSError(ctypes.get_errno(), "mount")
+
+
+class Sandbox(Way):
+    """Commands for sandboxes, whose monitor is one that plays its guest (`tests/src/bin/played-guest`): of it no call fails."""
+    edges = True
+    first = ("run", "-d", "--name", "box", "--net", "none", "--", "sleep", "stay")
+
+    def __init__(self, name, programs, guest, about, words, started=True, ends=False, failed=125):
+        self.about, self.name, self.programs, self.guest, self.command = about, name, programs, guest, words
+        self.started, self.ends, self.failed = started, ends, failed
+        self.base = f"{os.path.dirname(guest)}/sandboxes"
+        self.processor = f"{self.base}/cpuinfo"
+
+    def begin(self):
+        """The program that plays, and a home whose store has the image."""
+        if os.path.exists(self.base):
+            return
+        os.makedirs(self.base)
+        subprocess.run(["cargo", "build", "--locked", "-q", "-p", "nelly-tests", "--bin", "played-guest"], cwd=TOP, check=True)
+        shutil.copy(f"{TOP}/target/debug/played-guest", f"{self.base}/played-guest")
+        with open("/proc/cpuinfo") as info, open(self.processor, "w") as file:
+            file.writelines(line.replace(":", ": vmx", 1) if line.startswith("flags") else line for line in info)
+        os.makedirs(f"{self.base}/home")
+        done = untraced(self, self.base, self.nelly("run", "--rm", "--net", "none", "--", "true"))
+        if done != (0, "hello\n", ""):
+            raise OSError(f"nelly run: {done}")
+
+    def nelly(self, *words):
+        return [f"{self.programs}/nelly", *words]
+
+    def environment(self, folder):
+        return {"NELLY_HOME": f"{folder}/home", "PATH": os.environ["PATH"], "NELLY_MONITOR": f"{self.base}/played-guest", "XDG_RUNTIME_DIR": f"{folder}/run"}
+
+    def child(self, folder):
+        if not can_virtualise():
+            as_if_virtualising(self.processor)
+
+    def words(self, folder):
+        return self.nelly(*self.command), self.environment(folder)
+
+    def prepare(self, folder):
+        os.makedirs(f"{folder}/run", mode=0o700)
+        shutil.copytree(f"{self.base}/home", f"{folder}/home")
+        if self.started:
+            done = untraced(self, folder, self.nelly(*self.first))
+            if done[0] != 0:
+                raise OSError(f"nelly run -d: {done}")
+
+    def after(self, folder):
+        """What sandboxes there are, how they are, and the files that there are beside theirs; once nobody runs who is to end."""
+        until = time.monotonic() + 5 * SLOWNESS
+        while self.ends and self.processes(folder) and time.monotonic() < until:
+            time.sleep(0.02)
+        code, out, err = untraced(self, folder, self.nelly("ps", "-a", "--json"))
+        shown = [(one["name"], one["status"], one.get("exit")) for one in json.loads(out)] if code == 0 else (code, err)
+        there = {"said": shown}
+        for place in ("home", "run"):
+            for inside, _, names in os.walk(f"{folder}/{place}"):
+                for name in names:
+                    path = re.sub(r"[0-9a-f]{12,64}", "ID", os.path.relpath(f"{inside}/{name}", folder))
+                    if not path.startswith(KEPT):
+                        there[path] = there.get(path, 0) + 1
+        return there
+
+    def left_behind(self, there, plain):
+        """What a sandbox has is its own, until it is removed: see `next_run`."""
+        return set()
+
+    def next_run(self, folder, plain):
+        """The same command then does what it is to do, or has done it; and the sandbox can be removed, with all that it had."""
+        after = untraced(self, folder)
+        wrong = "" if after == (plain.code, plain.out, "") else f"the next run: {after}"
+        removed = untraced(self, folder, self.nelly("rm", "-f", "box"))
+        swept = untraced(self, folder, self.nelly("gc"))
+        there = set(self.after(folder))
+        if removed[0] != 0 or swept[0] != 0 or there != {"said"}:
+            wrong = wrong or f"removed: {removed}, swept: {swept}, there is {there}"
+        return wrong
+
+    def processes(self, folder):
+        """Who has this home in its environment; monitors have none, and end with who holds them."""
+        found = []
+        for process in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{process}/environ", "rb") as environment:
+                    if f"NELLY_HOME={folder}/home".encode() in environment.read().split(b"\0"):
+                        found.append(int(process))
+            except OSError:
+                pass
+        return found
+
+    def end(self, folder):
+        untraced(self, folder, self.nelly("rm", "-f", "box"))
+        for process in self.processes(folder):
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
 def ways(programs, guest):
     """All of them."""
     every = ("raw", "qcow2", "rng", "net", "log", "vsock", "share", "balloon")
@@ -236,4 +425,8 @@ def ways(programs, guest):
         Image("load again", programs, guest, "`nelly image load` of an image that is there", "load", "-i", "{archive}", loaded=True),
         Image("ls", programs, guest, "`nelly image ls`", "ls", loaded=True),
         Image("rm", programs, guest, "`nelly image rm`", "rm", IMAGE, loaded=True),
+        Pull("pull", programs, guest, "`nelly image pull` into an empty store, from a registry on the same host"),
+        Sandbox("exec", programs, guest, "`nelly exec` into a sandbox that runs: the client alone, whose calls to the keeper are answered", ("exec", "box", "true")),
+        Sandbox("stop", programs, guest, "`nelly stop` of a sandbox that runs: the client alone", ("stop", "box"), ends=True, failed=1),
+        Sandbox("run", programs, guest, "`nelly run --rm`, over a monitor whose guest is played", ("run", "--rm", "--net", "none", "--", "true"), started=False),
     ]
