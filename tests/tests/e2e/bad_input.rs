@@ -2,11 +2,12 @@
 //! nothing left behind.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use nelly_tests::{Done, program, run, scaled};
+use nelly_tests::{Done, nelly, program, run, scaled};
 
 use super::{Home, LIMIT};
 
@@ -15,8 +16,15 @@ const PROMPT: Duration = Duration::from_secs(20);
 
 #[track_caller]
 fn refused(home: &Home, words: &[&str], names: &[&str]) {
+    refused_with(home, &[], words, names);
+}
+
+/// The same with variables in the environment.
+#[track_caller]
+fn refused_with(home: &Home, env: &[(&str, &Path)], words: &[&str], names: &[&str]) {
     let before = listing(home.path());
-    let done = home.nelly(words);
+    let mut command = nelly(home.path(), words);
+    let done = run(command.envs(env.iter().copied()), b"", LIMIT);
     done.expect(125);
     assert!(done.out().is_empty(), "stdout is the container's alone: {}", done.out());
     for name in names {
@@ -160,27 +168,41 @@ fn names_from_inside_an_image_do_not_steer_a_terminal() {
     }
 }
 
-/// By its name, and before anything starts.
-#[test]
-fn what_is_for_another_processor_is_refused() {
-    let home = Home::new();
-    let files = tempfile::tempdir().unwrap();
-    // What begins a kernel of the other processor, as far as that is read.
-    let mut kernel = vec![0; 8192];
-    let (ours, theirs, name) = if cfg!(target_arch = "aarch64") {
-        kernel[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-        kernel[18] = 62; // EM_X86_64
-        ("arm64", "amd64", "x86-64")
-    } else {
-        kernel[56..60].copy_from_slice(b"ARM\x64");
-        ("amd64", "arm64", "AArch64")
+/// Files below `place` that begin as kernels for the other processor do, and what that is called.
+fn kernels_of_another_processor(place: &Path) -> (Vec<String>, &'static str) {
+    let with = |parts: &[(usize, &[u8])]| {
+        let mut bytes = vec![0; 8192];
+        for (at, part) in parts {
+            bytes[*at..*at + part.len()].copy_from_slice(part);
+        }
+        bytes
     };
-    let path = files.path().join("kernel");
-    fs::write(&path, kernel).unwrap();
-    let path = path.to_str().unwrap();
-    refused(&home, &["boot", "--kernel", path], &[path, name]);
-    // An image whose index tells.
-    let layout = files.path().join("layout");
+    let elf = |machine: u8| with(&[(0, b"\x7fELF\x02\x01\x01"), (18, &[machine, 0])]);
+    let (kernels, name) = if cfg!(target_arch = "aarch64") {
+        let bzimage = with(&[(0, b"MZ"), (0x1fe, &[0x55, 0xaa]), (0x202, b"HdrS")]);
+        (vec![("vmlinux", elf(62)), ("bzImage", bzimage)], "x86-64")
+    } else {
+        let image = with(&[(0, b"MZ"), (56, b"ARM\x64")]);
+        let efi = with(&[(0, b"MZ\0\0zimg"), (60, &[0x40, 0, 0, 0]), (0x40, b"PE\0\0\x64\xaa")]);
+        fs::write(place.join("unpacked"), &image).unwrap();
+        let packed = Command::new("gzip").arg("-c").arg(place.join("unpacked")).output().unwrap().stdout;
+        let kernels =
+            vec![("Image", image), ("Image.gz", packed), ("vmlinuz.efi", efi), ("vmlinux", elf(183))];
+        (kernels, "AArch64")
+    };
+    let write = |(file, bytes): (&str, Vec<u8>)| {
+        let path = place.join(file);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    (kernels.into_iter().map(write).collect(), name)
+}
+
+/// An image for the other processor, by what its index says, below `place`; what this host's and
+/// that one are called.
+fn image_of_another_processor(place: &Path) -> (String, [String; 2]) {
+    let (ours, theirs) = if cfg!(target_arch = "aarch64") { ("arm64", "amd64") } else { ("amd64", "arm64") };
+    let layout = place.join("layout");
     let copied =
         Command::new("cp").arg("-r").arg(nelly_tests::asset("busybox")).arg(&layout).status().unwrap();
     assert!(copied.success());
@@ -189,12 +211,53 @@ fn what_is_for_another_processor_is_refused() {
     let changed = text.replace(&format!("\"{ours}\""), &format!("\"{theirs}\""));
     assert_ne!(text, changed);
     fs::write(&index, changed).unwrap();
-    let image = format!("oci:{}", layout.display());
-    let names = [&*format!("linux/{ours}"), &*format!("linux/{theirs}")];
-    refused(&home, &["run", "--rm", &image, "true"], &names);
+    (format!("oci:{}", layout.display()), [ours, theirs].map(|name| format!("linux/{name}")))
+}
+
+/// By its name, and before anything starts: with a program in the monitor's place that tells.
+#[test]
+fn nothing_is_started_for_another_processor() {
+    let home = Home::new();
+    let files = tempfile::tempdir().unwrap();
+    let (started, monitor) = (files.path().join("started"), files.path().join("monitor"));
+    fs::write(&monitor, format!("#!/bin/sh\n: >'{}'\nexit 9\n", started.display())).unwrap();
+    fs::set_permissions(&monitor, fs::Permissions::from_mode(0o755)).unwrap();
+    let env = [("NELLY_MONITOR", &*monitor)];
+    let (kernels, name) = kernels_of_another_processor(files.path());
+    for path in &kernels {
+        refused_with(&home, &env, &["boot", "--kernel", path], &[path, name]);
+        refused_with(&home, &env, &["run", "--rm", "--kernel", path, "--", "true"], &[path, name]);
+        assert!(!started.exists(), "a monitor was started for {path}");
+    }
+    let (image, names) = image_of_another_processor(files.path());
+    refused_with(&home, &env, &["run", "--rm", &image, "true"], &names.each_ref().map(String::as_str));
+    assert!(!started.exists(), "a monitor was started for {image}");
+    // What no beginning of a file tells is left to the monitor: this one would have told.
+    let other = files.path().join("text");
+    fs::write(&other, "no kernel at all\n").unwrap();
+    let mut command = nelly(home.path(), &["boot", "--kernel", other.to_str().unwrap()]);
+    run(command.envs(env), b"", LIMIT).expect(9);
+    assert!(started.exists());
+}
+
+/// The monitor refuses by itself, too: it is given machines by others than `nelly`.
+#[test]
+fn what_is_for_another_processor_is_refused() {
+    let home = Home::new();
+    let files = tempfile::tempdir().unwrap();
+    let (kernels, name) = kernels_of_another_processor(files.path());
+    let machine = serde_json::json!({"schema": 1, "kernel": {"path": kernels[0]}, "memory_bytes": 128 << 20});
+    let config = files.path().join("machine.json");
+    fs::write(&config, machine.to_string()).unwrap();
+    let done = run(Command::new(program("nelly-monitor")).arg("--config").arg(&config), b"", LIMIT);
+    let said = done.expect(125).err();
+    assert!(said.contains(&kernels[0]) && said.contains("is a kernel for"), "{said}");
+    refused(&home, &["boot", "--kernel", &kernels[0]], &[&kernels[0], name]);
+    let (image, names) = image_of_another_processor(files.path());
+    refused(&home, &["run", "--rm", &image, "true"], &names.each_ref().map(String::as_str));
     // The image that is built in, and a kernel for the other one: the store is filled before.
     home.sh("true").expect(0);
-    refused(&home, &["run", "--rm", "--kernel", path, "--", "true"], &[path, name]);
+    refused(&home, &["run", "--rm", "--kernel", &kernels[0], "--", "true"], &[&kernels[0], name]);
 }
 
 #[test]

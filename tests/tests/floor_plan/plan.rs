@@ -45,6 +45,7 @@ pub(crate) const FOREIGN: &[&str] = &[
 pub(crate) const KNOWING: &[(&str, &str, bool, &str)] = &[
     ("vmm/monitor", "arch", true, "registers and address maps, a room each"),
     ("vmm/monitor", "boot", false, "the door of the rooms below it"),
+    ("vmm/monitor", "boot::foreign", false, "which architecture a kernel is for"),
     ("vmm/monitor", "boot::x86", true, "kernels and tables of one architecture"),
     ("vmm/monitor", "boot::arm64", true, "kernels and the device tree of one architecture"),
     ("vmm/monitor", "config", false, "users choose a description and a protocol by name"),

@@ -206,7 +206,7 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
             (assets.kernel.path, assets.platform.unwrap_or(Platform::Auto))
         }
     };
-    machine::open("--kernel", &kernel, Accept::Regular)?;
+    machine::kernel(&kernel)?;
     let initrd = match &flags.initrd {
         _ if flags.no_initrd => None,
         Some(initrd) => Some(initrd.clone()),

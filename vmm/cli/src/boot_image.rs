@@ -16,7 +16,7 @@ use crate::boot_args::BootArgs;
 use crate::boot_disk::DiskFlag;
 use crate::fail::{Hint, Usage};
 use crate::image_plan::{CONSOLE, advised, reader};
-use crate::machine::{Boot, open};
+use crate::machine::{self, Boot, open};
 use crate::out;
 
 /// What a user says of how an image boots.
@@ -46,9 +46,8 @@ pub(crate) fn what_boots(
     files: &mut Vec<OwnedFd>,
 ) -> Result<Boot> {
     let (kernel, initrd) = (args.kernel.as_deref(), args.initrd.as_deref());
-    for (flag, path) in [("--kernel", kernel), ("--initrd", initrd)] {
-        path.map(|path| open(flag, path, Accept::Regular)).transpose()?;
-    }
+    kernel.map(machine::kernel).transpose()?;
+    initrd.map(|path| open("--initrd", path, Accept::Regular)).transpose()?;
     if let Some(image) = image {
         let entry = args.entry.as_deref();
         let choice = Choice { kernel, initrd, entry, memory: memory.get(), dry_run: args.machine.dry_run };

@@ -558,9 +558,8 @@ fn open(context: &Context, sandbox: &SandboxDir, record: &SandboxRecord, lock: S
 fn check_running(context: &Context, sandbox: &SandboxDir, record: &SandboxRecord) -> Result<()> {
     usable(sandbox, record)?;
     let boot = record.boot.as_ref().context(NO_BOOT)?;
-    for (flag, path) in [("--kernel", &boot.kernel), ("--initrd", &boot.initrd)] {
-        path.as_deref().map(|path| machine::open(flag, path, Accept::Regular)).transpose()?;
-    }
+    boot.kernel.as_deref().map(machine::kernel).transpose()?;
+    boot.initrd.as_deref().map(|path| machine::open("--initrd", path, Accept::Regular)).transpose()?;
     let image = boot_base::image(boot, &sandbox.boot_disk())?;
     for disk in image.into_iter().map(Ok).chain(boot.disks.iter().map(|text| text.parse())) {
         let disk: DiskFlag = disk?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Error, Result, anyhow, bail};
 use nelly_sandbox::network::{NetworkError, Usernet, open_log};
 use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_sandbox::spec::{Network, ShareRequest};
+use nelly_vmm::boot::refuse_foreign;
 use nelly_vmm::config::{
     BootProtocol, CommandLine, Confine, CpuCount, FileSource, MachineConfig, MemorySize, MonitorUser,
     OnReset, Platform, ShareConfig, ShareTag,
@@ -99,6 +100,14 @@ pub(crate) fn open(flag: &str, path: &Path, accept: Accept) -> Result<File> {
     if meta.is_file() && meta.len() == 0 {
         bail!("{flag}: {} is empty", path.display());
     }
+    Ok(file)
+}
+
+/// Opens the kernel of `--kernel` as [`open`] does, and refuses one for another processor than this
+/// host's: the monitor would, too, but is a process that has begun by then.
+pub(crate) fn kernel(path: &Path) -> Result<File> {
+    let file = open("--kernel", path, Accept::Regular)?;
+    refuse_foreign(&path.display().to_string(), &file, std::env::consts::ARCH)?;
     Ok(file)
 }
 

@@ -98,7 +98,7 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
     // What is asked for was looked at before what is installed.
     let assets =
         Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
-    machine::open("--kernel", &assets.kernel.path, Accept::Regular)?;
+    machine::kernel(&assets.kernel.path)?;
     machine::open("--initrd", &assets.initrd.path, Accept::Regular)?;
     Ok(RunOptions {
         id,

@@ -13,6 +13,7 @@ use nelly_disk::{FileReader, OpenError, ReadAt};
 pub mod arm64;
 mod compress;
 mod error;
+mod foreign;
 mod loader;
 mod map;
 mod source;
@@ -21,6 +22,7 @@ pub mod testing;
 pub mod x86;
 
 pub use error::BootError;
+pub use foreign::refuse_foreign;
 
 use crate::arch::{BootState, InterruptLine};
 use crate::config::{BootProtocol, Platform};

@@ -100,6 +100,13 @@ impl<'a> Kernel<'a> {
     }
 }
 
+/// Whether `head`, a file's first bytes, are those of an Image, or of the ELF file that it is made
+/// of.
+pub(super) fn begins(head: &[u8]) -> bool {
+    head.get(MAGIC_AT..MAGIC_AT + 4) == Some(MAGIC)
+        || head.starts_with(b"\x7fELF\x02\x01") && head.get(18..20) == Some(&[183, 0])
+}
+
 /// What a file is that is no Image.
 fn unknown(name: &str, head: &[u8]) -> BootError {
     if head.starts_with(b"\x7fELF") {

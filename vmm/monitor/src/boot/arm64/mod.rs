@@ -23,7 +23,12 @@ use image::Kernel;
 use tree::Described;
 
 /// What messages call the machine.
-const MACHINE: &str = "64-bit Arm";
+pub(super) const MACHINE: &str = "64-bit Arm";
+
+/// Whether `head`, a file's first bytes, are those of a kernel for it.
+pub(super) fn begins_kernel(head: &[u8]) -> bool {
+    image::begins(head) || zboot::begins(head)
+}
 /// Longest command line that Linux keeps on arm64, without the NUL.
 const COMMAND_LINE_MAX: usize = 2047;
 /// The largest page of a kernel or host. A kernel gives back whole pages of its initrd, so the

@@ -28,6 +28,12 @@ pub(super) fn detect(head: &[u8]) -> bool {
     head.starts_with(b"MZ") && head.get(4..8) == Some(MAGIC)
 }
 
+/// Whether `head`, a file's first bytes, are those of one for 64-bit Arm.
+pub(super) fn begins(head: &[u8]) -> bool {
+    let word = head.get(PE_AT..LEN).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
+    detect(head) && word.and_then(|at| pe_machine(head, at)) == Some(PE_ARM64)
+}
+
 /// Unpacks the Image inside; also how it was compressed.
 pub(super) fn unpack(source: &Source<'_>, head: &[u8]) -> Result<(Vec<u8>, Format), BootError> {
     let name = source.name();
@@ -74,13 +80,18 @@ fn said_format(head: &[u8]) -> String {
 
 /// Refuses one for another processor; a header that does not say is no reason.
 fn check_machine(name: &str, head: &[u8], at: u32) -> Result<(), BootError> {
-    let at: usize = fits(at, "hosts of Nelly have 64 bits");
-    let header = at.checked_add(6).and_then(|end| head.get(at..end));
-    match header.filter(|header| header.starts_with(PE_MAGIC)).map(|it| u16::from_le_bytes([it[4], it[5]])) {
+    match pe_machine(head, at) {
         Some(0x8664) => Err(BootError::wrong_machine(name, "x86-64", MACHINE)),
         Some(0x5064) => Err(BootError::wrong_machine(name, "64-bit RISC-V", MACHINE)),
         Some(0x6264) => Err(BootError::wrong_machine(name, "64-bit LoongArch", MACHINE)),
         Some(other) if other != PE_ARM64 => Err(BootError::wrong_machine(name, "another processor", MACHINE)),
         _ => Ok(()),
     }
+}
+
+/// The number of the processor in the header at `at` of a program for EFI.
+fn pe_machine(head: &[u8], at: u32) -> Option<u16> {
+    let at: usize = fits(at, "hosts of Nelly have 64 bits");
+    let header = head.get(at..at.checked_add(6)?)?;
+    header.starts_with(PE_MAGIC).then(|| u16::from_le_bytes([header[4], header[5]]))
 }

@@ -215,6 +215,13 @@ impl Elf {
     }
 }
 
+/// Whether `head`, a file's first bytes, are those of an ELF file for x86-64.
+pub(super) fn begins(head: &[u8]) -> bool {
+    head.starts_with(MAGIC)
+        && head.get(4..6) == Some(&[2, 1])
+        && head.get(18..20) == Some(&EM_X86_64.to_le_bytes())
+}
+
 fn check_identity(name: &str, header: &[u8; EHDR_LEN]) -> Result<(), BootError> {
     let corrupt = |what| BootError::corrupt(name, what);
     let machine =

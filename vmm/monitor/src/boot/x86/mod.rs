@@ -40,7 +40,12 @@ use platform::Tables;
 use zero_page::ZeroPage;
 
 /// What messages call the machine.
-const MACHINE: &str = "x86-64";
+pub(super) const MACHINE: &str = "x86-64";
+
+/// Whether `head`, a file's first bytes, are those of a kernel for it.
+pub(super) fn begins_kernel(head: &[u8]) -> bool {
+    bzimage::detect(head) || elf::begins(head)
+}
 
 /// Loads a machine's memory. `ram` must be fresh: what a kernel expects to be zero is not written.
 /// Whole pages of [mappable](nelly_disk::ReadAt::mappable) bytes are mapped, all else is copied.
