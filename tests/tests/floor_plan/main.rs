@@ -256,13 +256,20 @@ fn a_word_of_one_architecture_is_found_where_none_may_be_known() {
         ("hv/mod.rs", "use crate::arch::x86_64;", "x86"),
         ("hv/mod.rs", "enum Exit { PioRead }", "pio"),
         ("bus/mod.rs", "fn f(gsi: u32) {}", "gsi"),
-        ("virtio/mod.rs", "struct IoApic;", "ioapic"),
-        ("virtio/queue/mod.rs", "fn io_apic() {}", "ioapic"),
+        ("virtio/mod.rs", "struct IoApic;", "apic"),
+        ("virtio/queue/mod.rs", "fn io_apic() {}", "apic"),
         ("machine/assemble.rs", "fn f() { mp_table(); }", "mptable"),
         ("machine/mod.rs", "const ACPI_RESET: u8 = 1;", "acpi"),
         ("machine/mod.rs", "fn guest_tsc() {}", "tsc"),
         ("machine/mod.rs", "use x::cpuid;", "cpuid"),
         ("machine/mod.rs", "use x::I8042;", "i8042"),
+        ("machine/mod.rs", "fn raise_pic(line: u32) {}", "pic"),
+        ("machine/mod.rs", "struct PitChannel;", "pit"),
+        ("machine/mod.rs", "fn io_port() {}", "ioport"),
+        ("machine/mod.rs", "mod bz_image;", "bzimage"),
+        ("machine/mod.rs", "const E820_MAX: u8 = 1;", "e820"),
+        ("machine/mod.rs", "fn real_mode() {}", "realmode"),
+        ("machine/mod.rs", "fn vgic() {}", "vgic"),
     ] {
         write(file, text);
         let found = check::findings(top.path(), &[MONITOR]).join("\n");
@@ -270,6 +277,13 @@ fn a_word_of_one_architecture_is_found_where_none_may_be_known() {
         let before = fine.iter().find(|(name, _)| *name == file).map_or("", |(_, text)| *text);
         write(file, before);
     }
+    assert_eq!(check::findings(top.path(), &[MONITOR]), [""; 0]);
+    // Each word of the list, as a name of its own and as a part of one.
+    let names = plan::FOREIGN.iter().map(|word| format!("fn {word}() {{}} fn set_{word}_line() {{}}\n"));
+    write("machine/mod.rs", &names.collect::<String>());
+    let found = check::findings(top.path(), &[MONITOR]);
+    assert_eq!(found.len(), 2 * plan::FOREIGN.len(), "{}", found.join("\n"));
+    write("machine/mod.rs", "mod board; mod tests;");
     assert_eq!(check::findings(top.path(), &[MONITOR]), [""; 0]);
     // No other crate has rooms that may, but for those that are named.
     let sample = findings_with("src/high/part.rs", "fn f() { read_msr(); }");

@@ -35,9 +35,12 @@ pub(crate) const FENCES: &[(&str, &str, &[&str])] = &[
 
 /// Words that belong to one processor architecture, in small letters and without separators.
 pub(crate) const FOREIGN: &[&str] = &[
-    "x86", "x8664", "pio", "gsi", "ioapic", "lapic", "mptable", "acpi", "tsc", "rdtsc", "cpuid", "msr",
-    "cr3", "rip", "rflags", "e820", "i8042", "pvh", "bzimage", "aarch64", "arm64", "gic", "pl011", "pl031",
-    "psci", "hvc", "smc", "esr", "mpidr",
+    "x86", "x8664", "amd64", "i386", "pio", "ioport", "gsi", "pic", "i8259", "pit", "i8254", "apic",
+    "ioapic", "lapic", "x2apic", "mptable", "acpi", "fadt", "madt", "dsdt", "rsdp", "aml", "tsc", "rdtsc",
+    "cpuid", "msr", "cr0", "cr3", "cr4", "efer", "idt", "tss", "rip", "rsp", "rflags", "e820", "i8042",
+    "pvh", "bzimage", "zeropage", "realmode", "vmx", "ept", "aarch64", "arm64", "gic", "gicv3", "vgic",
+    "pl011", "pl031", "psci", "hvc", "smc", "smccc", "esr", "mpidr", "midr", "fdt", "sve", "pmu", "el1",
+    "el2", "ppi", "spi", "sgi",
 ];
 
 /// Modules that may know an architecture, each with why, and with `true` when those below it may
