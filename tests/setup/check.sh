@@ -196,6 +196,16 @@ END
     "$assets" 0123 "${vmlinux%/*}/manifest" >"$scratch/assets.json" && checks ok && [ -z "$("$assets" --note "$scratch/assets.json")" ]
 }
 
+# The arm64 host's unit tests: a filter that finds no test is a failure, and options are none.
+filters_that_find_nothing() {
+  local program=$scratch/harness
+  printf '%s\n' '#!/bin/sh' '[ "$1" = --list ] || { echo "ran $*"; exit; }' 'case $4 in a::*) echo "a::b: test" ;; esac' >"$program"
+  chmod +x "$program"
+  unit() { sh "$top/tests/arm64/unit" "$program" "$@" >"$scratch/said" 2>&1; }
+  unit a::b a:: --test-threads 1 && told "ran a::b a:: --test-threads 1" || return 1
+  ! unit a:: b:: --test-threads 1 && told "has a name with b::" && ! grep -q ran "$scratch/said" && unit a:: --exact c::d
+}
+
 check "setup: lists and cache that are too old are refreshed" lists_too_old
 check "setup: lists are fetched once for scripts that run side by side" lists_of_many
 check "setup: an archive that is too old is named" archive_too_old
@@ -206,6 +216,7 @@ check "setup: a pin, another hash for it, a pin that left the archive" pins_hold
 check "setup: the kernel's pin, another hash for it" kernel_of_its_pin
 check "setup: the kernel's pin left the archive; a patch that does not fit the next version" kernel_after_its_pin
 check "setup: a moved pin of the kernel is recorded, and fails its check" moved_pin_is_recorded
+check "setup: a filter that finds no unit test for arm64" filters_that_find_nothing
 check "setup: the scheduler of make test" python3 "$here/schedule_check.py"
 check "setup: what deny.toml forbids is found" python3 "$here/deny_check.py"
 checked
