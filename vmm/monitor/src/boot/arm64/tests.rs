@@ -240,6 +240,12 @@ fn what_cannot_be_loaded_says_why() {
     assert!(
         refused(BootRequest { initrd: given, ..request(&file) }).contains("does not fit beside the kernel")
     );
+    // Kernels map no more of a device tree than 2 MiB, however much memory there is.
+    let slot = MmioSlot { address: layout::VIRTIO_MMIO, line: aarch64::line(16).unwrap() };
+    let many = vec![slot; 20_000];
+    let error =
+        load(&memory_of(64), &BootRequest { transports: &many, ..request(&file) }).unwrap_err().to_string();
+    assert!(error.contains("bytes of a device tree") && error.contains("2097152"), "{error}");
     let long = "x".repeat(2048);
     assert!(refused(BootRequest { command_line: &long, ..request(&file) }).contains("the limit is 2047"));
     assert!(refused(BootRequest { command_line: "\0x", ..request(&file) }).contains("NUL"));
