@@ -74,6 +74,21 @@ pub fn set_to_nothing(resources: &[Resource]) -> io::Result<()> {
     Ok(resources.iter().try_for_each(|&resource| setrlimit(resource, none))?)
 }
 
+/// Lowers a limit of this process, for ever. One that is lower stays.
+///
+/// # Errors
+/// The system's refusal to tell or to set it.
+pub fn lower(resource: Resource, most: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call writes nothing but this. (rustix takes for granted that it succeeds.)
+    if unsafe { libc::getrlimit(resource as libc::__rlimit_resource_t, &raw mut limit) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // No limit is the largest number.
+    let most = Some(limit.rlim_max.min(most));
+    Ok(setrlimit(resource, Rlimit { current: most, maximum: most })?)
+}
+
 /// Leaves no core file of this process, and lets no other process without privilege trace it or
 /// read its memory.
 ///
@@ -82,4 +97,22 @@ pub fn set_to_nothing(resources: &[Resource]) -> io::Result<()> {
 pub fn hide() -> io::Result<()> {
     set_to_nothing(&[Resource::Core])?;
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::getrlimit;
+
+    use super::*;
+
+    #[test]
+    fn a_limit_is_lowered_for_ever_and_never_raised() {
+        // No test needs queues of messages.
+        let found = || getrlimit(Resource::Msgqueue);
+        lower(Resource::Msgqueue, 1000).unwrap();
+        lower(Resource::Msgqueue, 2000).unwrap();
+        assert_eq!(found(), Rlimit { current: Some(1000), maximum: Some(1000) });
+        lower(Resource::Msgqueue, 7).unwrap();
+        assert_eq!(found(), Rlimit { current: Some(7), maximum: Some(7) });
+    }
 }

@@ -11,7 +11,7 @@ use nelly_image::Order;
 use nelly_image::trusted::TrustedDir;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
+use rustix::process::{Resource, Signal, set_parent_process_death_signal};
 
 use super::ConfineError;
 
@@ -55,11 +55,8 @@ pub(super) fn confine_to_streams() -> Result<Vec<&'static str>, ConfineError> {
     layers(PROGRAM, CapabilitySet::empty(), restrict, Files::Open)
 }
 
-/// Lowers a limit; one that is lower stays.
 fn limit(resource: Resource, most: u64) -> Result<(), ConfineError> {
-    let most = getrlimit(resource).maximum.map_or(most, |hard| hard.min(most));
-    setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
-        .map_err(|error| ConfineError { layer: "limits", source: error.into() })
+    privilege::lower(resource, most).map_err(|source| ConfineError { layer: "limits", source })
 }
 
 pub(super) fn confine_to_archive(most_written: u64) -> Result<Vec<&'static str>, ConfineError> {
