@@ -79,6 +79,52 @@ fn the_whole_tree_removed_is_an_error_and_no_more() {
 }
 
 #[test]
+fn what_was_unmounted_below_is_itself_or_gone_and_nothing_else() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    use nix::sched::{CloneFlags, unshare};
+
+    // The mounts of this thread are nobody else's, and its tree has them.
+    let alone = || {
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        let (guest, tree) = guest();
+        let below = tree.path().join("d");
+        mount(None::<&str>, &below, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        fs::create_dir(below.join("e")).unwrap();
+        let names = ["f", "e/open", "e/seen"];
+        for name in names {
+            fs::write(below.join(name), name).unwrap();
+        }
+        let nodes = names.map(|name| guest.walk(&format!("d/{name}")).unwrap());
+        let handle = guest.open(nodes[1], O_RDWR).unwrap();
+        // Busy, as with any program that has a file of it open.
+        assert!(umount2(&below, MntFlags::empty()).is_err());
+        umount2(&below, MntFlags::MNT_DETACH).unwrap();
+        // What is open stays so.
+        assert_eq!(guest.read(handle, 0, 100).unwrap(), b"e/open");
+        // By its number a file is what it was, or gone: never what lies there now.
+        for (node, name) in nodes.into_iter().zip(names) {
+            match guest.open(node, O_RDONLY) {
+                Ok(handle) => {
+                    assert_eq!(guest.read(handle, 0, 100).unwrap(), name.as_bytes());
+                    guest.release(handle).unwrap();
+                }
+                Err(error) => assert_eq!(error, ESTALE),
+            }
+        }
+        guest.release(handle).unwrap();
+        // The tree has its own directory again.
+        let own = guest.walk("d/f").unwrap();
+        assert!(!nodes.contains(&own));
+        let handle = guest.open(own, O_RDONLY).unwrap();
+        assert_eq!(guest.read(handle, 0, 100).unwrap(), fs::read(below.join("f")).unwrap());
+        assert_eq!(guest.lookup(guest.walk("d").unwrap(), "e").map(drop), Err(ENOENT));
+    };
+    std::thread::scope(|scope| scope.spawn(alone).join()).unwrap();
+}
+
+#[test]
 fn each_mode_tells_how_long_things_hold() {
     let tree = tree();
     for (cache, valid, flags, dir_flags) in
