@@ -56,13 +56,19 @@ pub(crate) fn check(block: &Block) -> Result<(u8, u64), ArchiveError> {
     Ok((block[156], unsigned(&block[124..136])?))
 }
 
-/// The entry of a header without its extensions.
+/// Whether what says that it is a file is a directory: its whole name, of all extensions, ends with
+/// a slash (GNU tar 1.34, manual, "Basic Tar Format").
+pub(crate) fn is_directory(entry: &Entry) -> bool {
+    entry.kind == Kind::File && entry.path.last() == Some(&b'/')
+}
+
+/// The entry of a header without its extensions. A directory may have the kind of a file, as before
+/// POSIX: [`is_directory`] tells.
 pub(crate) fn entry(block: &Block) -> Result<Entry, ArchiveError> {
     let (name, prefix) = (text(&block[..100]), text(&block[345..500]));
     let ustar = &block[257..263] == b"ustar\0" && !prefix.is_empty();
     let path = if ustar { [prefix, b"/", name].concat() } else { name.to_vec() };
     let kind = match block[156] {
-        0 | b'0' if path.last() == Some(&b'/') => Kind::Directory,
         0 | b'0' | b'7' => Kind::File,
         b'1' => Kind::HardLink,
         b'2' => Kind::Symlink,

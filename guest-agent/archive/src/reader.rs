@@ -106,6 +106,10 @@ impl<R: Read> Reader<R> {
                     entry.path = path.unwrap_or(entry.path);
                     entry.link = link.unwrap_or(entry.link);
                     let told = records.map(|records| header::apply(&records, &mut entry)).transpose()?;
+                    let sparse = block[156] == b'S' || matches!(told, Some(Some(_)));
+                    if header::is_directory(&entry) && !sparse {
+                        entry.kind = Kind::Directory;
+                    }
                     // A link's size is that of its target; no data follows.
                     if matches!(entry.kind, Kind::HardLink | Kind::Symlink | Kind::Directory) {
                         entry.size = 0;
@@ -113,6 +117,9 @@ impl<R: Read> Reader<R> {
                     (self.left, self.padding) = (entry.size, padding(entry.size));
                     let told = told.flatten().filter(|_| entry.kind == Kind::File);
                     self.sparse(&block, told, &mut entry)?;
+                    if header::is_directory(&entry) {
+                        return Err(ArchiveError::Damaged("a sparse file with the name of a directory"));
+                    }
                     let parts = entry.extents.clone().unwrap_or_else(|| sparse::whole(entry.size));
                     self.contents = Contents { at: 0, size: entry.size, part: 0, parts: parts.into_iter() };
                     return Ok(Some(entry));

@@ -163,6 +163,35 @@ fn nothing_is_written_outside_of_the_directory() {
     assert!(left.into_iter().all(|one| !one.file_name().to_string_lossy().contains("nelly-cp")));
 }
 
+/// The archive with another type of its first entry.
+fn typed(mut bytes: Vec<u8>, kind: u8) -> Vec<u8> {
+    bytes[156] = kind;
+    bytes[148..156].fill(b' ');
+    let sum: u64 = bytes[..512].iter().map(|&byte| u64::from(byte)).sum();
+    bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    bytes
+}
+
+#[test]
+fn a_file_whose_name_ends_with_a_slash_is_a_directory() {
+    let plain = Entry { mtime_nsec: 0, ..entry("a/", Kind::Directory) };
+    // A name that is too long for a header is in an extension before it.
+    let long = Entry { path: [&b"long/".repeat(60)[..]].concat(), ..plain.clone() };
+    for kind in [0, b'0', b'7', b'5'] {
+        let bytes = typed(archive(std::slice::from_ref(&plain)), kind);
+        let read = Reader::new(&bytes[..]).entry().unwrap().unwrap();
+        assert_eq!(read, plain, "{kind}");
+    }
+    let mut bytes = archive(std::slice::from_ref(&long));
+    let header = bytes.len() - 1024 - 512;
+    let last = typed(bytes.split_off(header), b'0');
+    let read = Reader::new(&[bytes, last].concat()[..]).entry().unwrap().unwrap();
+    assert_eq!(read, long);
+    let sparse = typed(archive(std::slice::from_ref(&plain)), b'S');
+    let refused = Reader::new(&sparse[..]).entry().unwrap_err().to_string();
+    assert!(refused.contains("sparse"), "{refused}");
+}
+
 #[test]
 fn what_is_no_file_is_told_of() {
     let home = tempfile::tempdir().unwrap();
