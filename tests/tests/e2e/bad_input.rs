@@ -220,7 +220,12 @@ fn nothing_is_started_for_another_processor() {
     let home = Home::new();
     let files = tempfile::tempdir().unwrap();
     let (started, monitor) = (files.path().join("started"), files.path().join("monitor"));
-    fs::write(&monitor, format!("#!/bin/sh\n: >'{}'\nexit 9\n", started.display())).unwrap();
+    // A shell for this processor, which /bin/sh need not be where only static programs are for it.
+    let path = std::env::var_os("PATH").unwrap();
+    let shell =
+        std::env::split_paths(&path).map(|place| place.join("sh")).find(|shell| shell.exists()).unwrap();
+    let script = format!("#!{}\n: >'{}'\nexit 9\n", shell.display(), started.display());
+    fs::write(&monitor, script).unwrap();
     fs::set_permissions(&monitor, fs::Permissions::from_mode(0o755)).unwrap();
     let env = [("NELLY_MONITOR", &*monitor)];
     let (kernels, name) = kernels_of_another_processor(files.path());
