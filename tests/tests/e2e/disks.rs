@@ -103,8 +103,8 @@ fn an_image_in_use_is_nobody_elses_and_what_was_flushed_survives_a_kill() {
     let home = Home::new();
     let image = home.path().join("disk.qcow2");
     home.nelly(&["disk", "create", word(&image), "64M"]).expect(0);
-    // Each line says that so many blocks are flushed; then further ones are under way. No two rounds
-    // write the same numbers: a block that is lost holds one of an earlier round.
+    // Each line says that so many blocks are flushed; then further ones are under way. No two
+    // rounds write the same numbers: a block that is lost holds one of an earlier round.
     let script = "
         n=$(sed 's/.*first=//; s/ .*//' /proc/cmdline)
         while :; do
